@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cpu/isa.h"
+
+#include <atomic>
+
+#include "kernels/cpu/cpu_features.h"
+
+namespace fiqa_fast {
+namespace {
+
+Isa best_isa() {
+  for (int32_t level = kIsaCount - 1; level > 0; --level) {
+    if (isa_supported(static_cast<Isa>(level))) return static_cast<Isa>(level);
+  }
+  return Isa::kBaseline;
+}
+
+std::atomic<Isa>& chosen() {
+  static std::atomic<Isa> isa{best_isa()};
+  return isa;
+}
+
+}  // namespace
+
+bool isa_supported(Isa isa) {
+  const CpuFeatures& cpu = cpu_features();
+  switch (isa) {
+    case Isa::kBaseline:
+      return true;
+    case Isa::kAvx2:
+      return cpu.avx2 && cpu.fma && cpu.f16c;
+    case Isa::kAvx512:
+      return cpu.avx2 && cpu.fma && cpu.f16c && cpu.avx512;
+  }
+  return false;
+}
+
+Isa active_isa() { return chosen().load(std::memory_order_relaxed); }
+
+void set_isa(Isa isa) { chosen().store(isa, std::memory_order_relaxed); }
+
+}  // namespace fiqa_fast

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sixteen float32 lanes, whatever the width of the processor's registers.
+//
+// A kernel that works lane by lane on these sixteen, and reduces them with sum(), adds in the same
+// order at every instruction set level and for every memory layout. Include this from kernel files
+// only: everything here has internal linkage, because a function compiled for AVX-512 must never be
+// the copy that the linker keeps for the baseline. For the same reason no standard template is
+// used, and the files are compiled with -ffp-contract=off: only fma() fuses.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "kernels/dtype.h"
+
+#define FIQA_FAST_INLINE static inline __attribute__((always_inline))
+
+namespace fiqa_fast::FIQA_FAST_ISA {
+
+constexpr int64_t kLanes = 16;
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+constexpr int kParts = static_cast<int>(kLanes) / kWidth;
+
+// GCC and Clang vectors: arithmetic operators work lane by lane. The second of each pair may lie at
+// any address.
+typedef float Floats __attribute__((vector_size(kWidth * 4)));
+typedef float FloatsAnywhere __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef uint32_t Words __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t Halves __attribute__((vector_size(kWidth * 2)));
+typedef uint16_t HalvesAnywhere __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
+
+struct Vec {
+  Floats part[kParts];
+};
+
+FIQA_FAST_INLINE Vec broadcast(float value) {
+  Vec out;
+  for (int p = 0; p < kParts; ++p) out.part[p] = value - Floats{};
+  return out;
+}
+
+FIQA_FAST_INLINE Vec operator+(Vec a, Vec b) {
+  for (int p = 0; p < kParts; ++p) a.part[p] += b.part[p];
+  return a;
+}
+
+FIQA_FAST_INLINE Vec operator-(Vec a, Vec b) {
+  for (int p = 0; p < kParts; ++p) a.part[p] -= b.part[p];
+  return a;
+}
+
+// a * b + c: fused where the processor can.
+FIQA_FAST_INLINE Vec fma(Vec a, Vec b, Vec c) {
+  for (int p = 0; p < kParts; ++p) {
+#if defined(__AVX512F__)
+    c.part[p] = _mm512_fmadd_ps(a.part[p], b.part[p], c.part[p]);
+#elif defined(__AVX2__)
+    c.part[p] = _mm256_fmadd_ps(a.part[p], b.part[p], c.part[p]);
+#elif defined(__aarch64__)
+    c.part[p] = vfmaq_f32(c.part[p], a.part[p], b.part[p]);
+#else
+    c.part[p] += a.part[p] * b.part[p];
+#endif
+  }
+  return c;
+}
+
+FIQA_FAST_INLINE Floats widen_bfloat16(Halves bits) {
+  return (Floats)(__builtin_convertvector(bits, Words) << 16);
+}
+
+FIQA_FAST_INLINE Floats widen_float16(Halves bits) {
+#if defined(__AVX512F__)
+  // The zero-masked form: GCC 12 warns about its own header in the plain one.
+  return _mm512_maskz_cvtph_ps(0xffff, (__m256i)bits);
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps((__m128i)bits);
+#elif defined(__aarch64__)
+  return vcvt_f32_f16((float16x4_t)bits);
+#else
+  // Move exponent and mantissa into place, then correct the exponent's bias: by 127 - 15 for normal
+  // numbers, by twice that for infinities and NaN; a subnormal is its mantissa above 2^-14.
+  const Words wide = __builtin_convertvector(bits, Words);
+  const Words exponent = wide & 0x7c00u;
+  const Words magnitude = (wide & 0x7fffu) << 13;
+  const Words special = (Words)(exponent == 0x7c00u);
+  const Words subnormal = (Words)(exponent == 0u);
+  const Words rebiased = magnitude + (112u << 23) + (special & (112u << 23));
+  const Words smallest_normal = Words{} + (113u << 23);
+  const Words renormalised =
+      (Words)((Floats)(magnitude + smallest_normal) - (Floats)smallest_normal);
+  const Words unsigned_bits = (subnormal & renormalised) | (~subnormal & rebiased);
+  return (Floats)(unsigned_bits | ((wide & 0x8000u) << 16));
+#endif
+}
+
+FIQA_FAST_INLINE Vec load(const float* from) {
+  Vec out;
+  for (int p = 0; p < kParts; ++p)
+    out.part[p] = *reinterpret_cast<const FloatsAnywhere*>(from + p * kWidth);
+  return out;
+}
+
+FIQA_FAST_INLINE Vec load(const BFloat16* from) {
+  Vec out;
+  for (int p = 0; p < kParts; ++p)
+    out.part[p] = widen_bfloat16(*reinterpret_cast<const HalvesAnywhere*>(from + p * kWidth));
+  return out;
+}
+
+FIQA_FAST_INLINE Vec load(const Float16* from) {
+  Vec out;
+  for (int p = 0; p < kParts; ++p)
+    out.part[p] = widen_float16(*reinterpret_cast<const HalvesAnywhere*>(from + p * kWidth));
+  return out;
+}
+
+FIQA_FAST_INLINE void store(float* to, Vec value) {
+  for (int p = 0; p < kParts; ++p)
+    *reinterpret_cast<FloatsAnywhere*>(to + p * kWidth) = value.part[p];
+}
+
+// The first `count` lanes, from elements `stride` apart; the other lanes are zero.
+template <class T>
+FIQA_FAST_INLINE Vec load_some(const T* from, int64_t stride, int64_t count) {
+  T lanes[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = from[i * stride];
+  return load(lanes);
+}
+
+// Sixteen elements `stride` apart. kUnitStride says at compile time that stride is 1.
+template <bool kUnitStride, class T>
+FIQA_FAST_INLINE Vec load_strided(const T* from, int64_t stride) {
+  if constexpr (kUnitStride) return load(from);
+  return load_some(from, stride, kLanes);
+}
+
+// Sets the lanes from `count` on.
+FIQA_FAST_INLINE Vec fill_from(Vec value, int64_t count, float fill) {
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int64_t i = count; i < kLanes; ++i) lanes[i] = fill;
+  return load(lanes);
+}
+
+// Halves at a time, so the order does not depend on the width of the registers.
+FIQA_FAST_INLINE float sum(Vec value) {
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+// One element of a parameter whose dtype is known at run time only.
+FIQA_FAST_INLINE float element(const Channelwise& parameter, int64_t index) {
+  const int64_t at = index * parameter.stride;
+  switch (parameter.dtype) {
+    case DType::kBFloat16:
+      return load_some(static_cast<const BFloat16*>(parameter.data) + at, 1, 1).part[0][0];
+    case DType::kFloat16:
+      return load_some(static_cast<const Float16*>(parameter.data) + at, 1, 1).part[0][0];
+    default:
+      return static_cast<const float*>(parameter.data)[at];
+  }
+}
+
+}  // namespace fiqa_fast::FIQA_FAST_ISA

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+#include "kernels/dtype.h"
+
+namespace fiqa_fast::cuda {
+
+struct MeanLayerNormArgs {
+  const void* x;  // [B, N, D]
+  DType dtype;
+  int64_t images, tokens, channels;                    // B, N, D
+  int64_t image_stride, token_stride, channel_stride;  // of x, in elements
+  Channelwise weight, bias;                            // [D]
+  float eps;
+  float* partial;  // scratch, of mean_layer_norm_scratch() floats
+  float* out;      // [B, D]
+};
+
+// How many floats of scratch memory the launch needs.
+int64_t mean_layer_norm_scratch(const MeanLayerNormArgs& args);
+// B, N and D are at least 1. Returns the error of the launches.
+cudaError_t launch_mean_layer_norm(const MeanLayerNormArgs& args, cudaStream_t stream);
+
+}  // namespace fiqa_fast::cuda

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Groups of elements that fill 16 bytes, the widest load there is. Whether a group is read by one
+// load or element by element, the same thread gets the same elements, so results do not depend on
+// it. For the same reason the files are compiled with -fmad=false: only fmaf() fuses.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#include "kernels/dtype.h"
+
+namespace fiqa_fast::cuda {
+
+constexpr int kWarp = 32;
+// The limit of gridDim.x; gridDim.y and z end at 65535, which B or B * H may exceed.
+constexpr int64_t kMaxBlocks = 2147483647;
+
+template <class T>
+constexpr int kGroup = 16 / static_cast<int>(sizeof(T));
+
+__device__ inline float to_float(float value) { return value; }
+__device__ inline float to_float(BFloat16 value) {
+  return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
+}
+__device__ inline float to_float(Float16 value) {
+  return __half2float(__ushort_as_half(value.bits));
+}
+
+__device__ inline void unpack(uint4 bits, float (&out)[4], float) {
+  out[0] = __uint_as_float(bits.x);
+  out[1] = __uint_as_float(bits.y);
+  out[2] = __uint_as_float(bits.z);
+  out[3] = __uint_as_float(bits.w);
+}
+
+template <class T>
+__device__ inline void unpack(uint4 bits, float (&out)[8], T) {
+  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    out[2 * i] = to_float(T{static_cast<uint16_t>(words[i])});
+    out[2 * i + 1] = to_float(T{static_cast<uint16_t>(words[i] >> 16)});
+  }
+}
+
+// The group'th group of a row of `channels` elements, `stride` apart. kVector says that rows start
+// at multiples of 16 bytes, stride is 1 and groups are whole; otherwise missing elements become
+// `fill`.
+template <bool kVector, class T>
+__device__ inline void load_group(const T* row, int64_t group, int64_t stride, int64_t channels,
+                                  float fill, float (&out)[kGroup<T>]) {
+  const int64_t first = group * kGroup<T>;
+  if constexpr (kVector) {
+    unpack(*reinterpret_cast<const uint4*>(row + first), out, T{});
+  } else {
+#pragma unroll
+    for (int i = 0; i < kGroup<T>; ++i)
+      out[i] = first + i < channels ? to_float(row[(first + i) * stride]) : fill;
+  }
+}
+
+// The sum over the lanes of a warp, for all of them; the order of additions is fixed.
+__device__ inline float warp_sum(float value) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+
+__device__ inline float element(const Channelwise& parameter, int64_t index) {
+  const int64_t at = index * parameter.stride;
+  switch (parameter.dtype) {
+    case DType::kBFloat16:
+      return to_float(static_cast<const BFloat16*>(parameter.data)[at]);
+    case DType::kFloat16:
+      return to_float(static_cast<const Float16*>(parameter.data)[at]);
+    default:
+      return static_cast<const float*>(parameter.data)[at];
+  }
+}
+
+// Whether rows that start at data plus any multiple of these strides allow kVector.
+inline bool rows_are_aligned(const void* data, int64_t element_size, int64_t channels,
+                             int64_t channel_stride, const int64_t* strides, int count) {
+  const int64_t group = 16 / element_size;
+  bool aligned =
+      reinterpret_cast<uintptr_t>(data) % 16 == 0 && channel_stride == 1 && channels % group == 0;
+  for (int i = 0; i < count; ++i) aligned = aligned && strides[i] % group == 0;
+  return aligned;
+}
+
+}  // namespace fiqa_fast::cuda

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// The schemas of all operators. Implementations register themselves at the bottom of
+// csrc/cpu/<op>.cpp and csrc/cuda/<op>.cpp; fake implementations stand in fiqa_fast/ops.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fiqa_fast, m) {
+  m.def("mean_layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor");
+  m.def(
+      "attention_logits_mean(Tensor q, Tensor k, float scale) -> "
+      "(Tensor head_scores, Tensor key_map, Tensor query_map, Tensor q_mean)");
+}

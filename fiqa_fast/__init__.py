@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Face image quality from Vision Transformers, at the lowest cost the mathematics allows.
+
+    import fiqa_fast
+
+    scorer = fiqa_fast.Scorer(fiqa_fast.load_model("starter"))
+    print(scorer(["crop.jpg"]).score)
+
+Names are loaded on first use, so that the command line can answer before torch is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import ops, reference
+    from .errors import CheckpointError, ImageError, UnsupportedModelError
+    from .models import FaceViT, Gauge, ViTConfig, load_gauge, load_model
+    from .scorer import QualityResult, Scorer
+
+__version__ = version("fiqa_fast")
+
+__all__ = [
+    "CheckpointError",
+    "FaceViT",
+    "Gauge",
+    "ImageError",
+    "QualityResult",
+    "Scorer",
+    "UnsupportedModelError",
+    "ViTConfig",
+    "load_gauge",
+    "load_model",
+    "ops",
+    "reference",
+]
+
+_HOMES = {
+    "errors": ("CheckpointError", "ImageError", "UnsupportedModelError"),
+    "models": ("FaceViT", "Gauge", "ViTConfig", "load_gauge", "load_model"),
+    "scorer": ("QualityResult", "Scorer"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ops", "reference"):
+        return importlib.import_module(f"{__name__}.{name}")
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

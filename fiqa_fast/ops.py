@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed wrappers of ``torch.ops.fiqa_fast.*``, and what torch's compiler has to know about each.
+
+All operators are inference-only: they accept tensors that require grad, but a backward pass raises.
+They accumulate in float32 and return contiguous float32 tensors, and an image's result is the same,
+bit for bit, whatever the batch, the number of threads and the memory layout.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from fiqa_fast._load import cuda_status
+
+__all__ = ["AttentionLogitsMean", "attention_logits_mean", "mean_layer_norm"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class AttentionLogitsMean(NamedTuple):
+    """Means of the attention logits; the attention's score is the mean of ``head_scores``."""
+
+    head_scores: Tensor  # [B, H]
+    key_map: Tensor  # [B, Nk]
+    query_map: Tensor  # [B, Nq]
+    q_mean: Tensor  # [B, H, d]
+
+
+def mean_layer_norm(
+    x: Tensor,  # [B, N, D]
+    weight: Tensor | None = None,  # [D]
+    bias: Tensor | None = None,  # [D]
+    eps: float = 1e-5,
+) -> Tensor:
+    """The mean over tokens of LayerNorm(x), in one pass over x.
+
+    ::
+
+        y_i = (x_i - mean(x_i)) / sqrt(var(x_i) + eps) * weight + bias
+        out = (1/N) sum_i y_i
+
+    Args:
+        x: tokens [B, N, D], float32, bfloat16 or float16, any strides.
+        weight: [D], any of these dtypes, or None for ones.
+        bias: [D], any of these dtypes, or None for zeros.
+        eps: added to the (biased) variance; finite, not negative.
+
+    Returns:
+        [B, D], float32.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or eps is not as above, N or D is 0, or gradients are
+            asked for.
+    """
+    out: Tensor = torch.ops.fiqa_fast.mean_layer_norm(x, weight, bias, eps)
+    return out
+
+
+def attention_logits_mean(
+    q: Tensor,  # [B, H, Nq, d]
+    k: Tensor,  # [B, H, Nk, d]
+    scale: float,
+) -> AttentionLogitsMean:
+    """Means of the pre-softmax attention logits, without forming them.
+
+    The quality score of ATTN-FIQA (arXiv 2604.22841) is the mean of all H N^2 logits
+    ``A_h[i, j] = scale * q_hi . k_hj``. They are bilinear, so with bars for means over tokens::
+
+        head_scores_h = scale qbar_h . kbar_h             mean of A_h
+        key_map_j     = (scale/H) sum_h k_hj . qbar_h     mean of column j over heads and queries
+        query_map_i   = (scale/H) sum_h q_hi . kbar_h     mean of row i over heads and keys
+
+    Args:
+        q: queries [B, H, Nq, d], float32, bfloat16 or float16. Any strides, without a copy: views
+            of a fused qkv projection are as fast as contiguous tensors while the last stride is 1.
+        k: keys [B, H, Nk, d], the same dtype.
+        scale: the factor of the logits, usually d ** -0.5.
+
+    Returns:
+        head_scores [B, H], key_map [B, Nk], query_map [B, Nq], q_mean [B, H, d], all float32.
+
+    Raises:
+        RuntimeError: a shape, dtype or device is not as above, H, N or d is 0, or gradients are
+            asked for.
+    """
+    return AttentionLogitsMean(*torch.ops.fiqa_fast.attention_logits_mean(q, k, scale))
+
+
+# Fake implementations: the checks of csrc/ops/<op>.h in the same words; shapes may be symbolic.
+
+
+def _shape(t: Tensor) -> str:
+    return f"[{', '.join(map(str, t.shape))}]"
+
+
+def _check_dtype(op: str, name: str, t: Tensor) -> None:
+    torch._check(
+        t.dtype in _DTYPES,
+        lambda: f"{op}: {name} should be float32, bfloat16 or float16, got {t.dtype}",
+    )
+
+
+def _check_device(op: str, name: str, t: Tensor, like_name: str, like: Tensor) -> None:
+    torch._check(
+        t.device == like.device,
+        lambda: (
+            f"{op}: {name} should be on the device of {like_name}, {like.device}, got {t.device}"
+        ),
+    )
+
+
+@torch.library.register_fake("fiqa_fast::mean_layer_norm")
+def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    op = "mean_layer_norm"
+    torch._check(x.dim() == 3, lambda: f"{op}: x should be [B, N, D], got {_shape(x)}")
+    for size in x.shape[1:]:
+        torch._check(
+            size > 0,
+            lambda: f"{op}: x should have N > 0 tokens of D > 0 channels, got {_shape(x)}",
+        )
+    _check_dtype(op, "x", x)
+    torch._check(
+        math.isfinite(eps) and eps >= 0,
+        lambda: f"{op}: eps should be finite and not negative, got {eps:g}",
+    )
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is None:
+            continue
+
+        def text(name: str = name, parameter: Tensor = parameter) -> str:
+            return (
+                f"{op}: {name} should have shape [{x.shape[2]}], the last of x,"
+                f" got {_shape(parameter)}"
+            )
+
+        torch._check(parameter.dim() == 1, text)
+        torch._check(parameter.shape[0] == x.shape[2], text)
+        _check_device(op, name, parameter, "x", x)
+        _check_dtype(op, name, parameter)
+    return x.new_empty((x.shape[0], x.shape[2]), dtype=torch.float32)
+
+
+@torch.library.register_fake("fiqa_fast::attention_logits_mean")
+def _(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    op = "attention_logits_mean"
+    torch._check(q.dim() == 4, lambda: f"{op}: q should be [B, H, Nq, d], got {_shape(q)}")
+    torch._check(k.dim() == 4, lambda: f"{op}: k should be [B, H, Nk, d], got {_shape(k)}")
+    for axis in (0, 1, 3):
+        torch._check(
+            q.shape[axis] == k.shape[axis],
+            lambda: f"{op}: q and k should agree in B, H and d, got {_shape(q)} and {_shape(k)}",
+        )
+    for size in (*q.shape[1:], k.shape[2]):
+        torch._check(
+            size > 0,
+            lambda: (
+                f"{op}: q and k should have H > 0, N > 0 and d > 0, got {_shape(q)} and {_shape(k)}"
+            ),
+        )
+    _check_dtype(op, "q", q)
+    torch._check(
+        k.dtype == q.dtype, lambda: f"{op}: k should have the dtype of q, {q.dtype}, got {k.dtype}"
+    )
+    _check_device(op, "k", k, "q", q)
+    B, H, Nq, d = q.shape
+    Nk = k.shape[2]
+
+    def empty(*shape: int) -> Tensor:
+        return q.new_empty(shape, dtype=torch.float32)
+
+    return empty(B, H), empty(B, Nk), empty(B, Nq), empty(B, H, d)
+
+
+def _register_inference_only(op: str) -> None:
+    def backward(ctx: Any, *grads: Any) -> NoReturn:
+        raise RuntimeError(
+            f"{op} is inference-only and has no backward: call it under torch.no_grad(), or use"
+            f" fiqa_fast.reference.{op} to train"
+        )
+
+    torch.library.register_autograd(f"fiqa_fast::{op}", backward)
+
+
+def _register_missing_cuda(op: str, reason: str) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError(f"{op}: got CUDA tensors, but its CUDA kernels are not loaded: {reason}")
+
+    torch.library.impl(f"fiqa_fast::{op}", "CUDA")(refuse)
+
+
+for _op in ("mean_layer_norm", "attention_logits_mean"):
+    _register_inference_only(_op)
+    # Registered as the CUDA implementation, so that the ordinary path pays nothing for the message.
+    if not cuda_status().loaded:
+        _register_missing_cuda(_op, cuda_status().reason)
