@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checkpoint file to a flat, unprefixed state dict. Nothing here runs code from the file."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+# The dicts within dicts that training scripts write, and the key by which a ViT is known.
+NESTINGS = ("state_dict", "model", "state_dict_backbone")
+LANDMARK = "patch_embed.proj.weight"
+MAX_NESTING = 4
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The ViT's state dict, nesting and key prefix removed, and the file's metadata.
+
+    Reads safetensors and ``torch.save`` files, told apart by content, the latter with
+    ``weights_only=True``. Tensors stay in the dtype of the file.
+
+    Raises:
+        CheckpointError: unreadable, truncated, holding pickled code, or no ViT (or two) inside.
+    """
+    content, metadata = _read_file(path)
+    found = list(_state_dicts(content, ""))
+    if not found:
+        keys = ", ".join(str(key) for key in list(content)[:4]) or "nothing"
+        raise CheckpointError(
+            f"{path}: no face ViT inside: no key ends in {LANDMARK}; it holds {keys}"
+            f"{', ...' if len(content) > 4 else ''}"
+        )
+    if len(found) > 1:
+        places = " and ".join(repr(f"{nesting}{prefix}") for nesting, prefix, _ in found[:3])
+        raise CheckpointError(
+            f"{path}: holds {len(found)} ViTs, under {places}: save the wanted one alone"
+        )
+    _, prefix, state = found[0]
+    return _strip(path, state, prefix), metadata
+
+
+def _read_file(path: Path) -> tuple[Mapping[Any, Any], dict[str, str]]:
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if size == 0:
+        raise CheckpointError(f"{path}: is empty; download or copy it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the weights; run `git lfs pull`")
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return _read_safetensors(path)
+    return _read_torch(path), {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: truncated or not a safetensors file ({_first_line(error)})"
+        ) from None
+
+
+def _read_torch(path: Path) -> Mapping[Any, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: not a plain checkpoint: it holds pickled code or objects, or is no "
+            f"checkpoint at all, and was not opened; save the state_dict alone ({_cause(error)})"
+        ) from None
+    except Exception as error:  # torch raises many kinds for damaged files; all mean the same here
+        raise CheckpointError(
+            f"{path}: truncated or damaged, or not a checkpoint ({_first_line(error)})"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path}: wanted a dict of tensors (a state_dict), got {type(content).__name__}"
+        )
+    return content
+
+
+def _state_dicts(
+    content: Mapping[Any, Any], nesting: str, depth: int = 0
+) -> Iterator[tuple[str, str, Mapping[Any, Any]]]:
+    """Every (nesting, key prefix, dict) under which a ViT is found."""
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Tensor) and key.endswith(LANDMARK):
+            yield nesting, key.removesuffix(LANDMARK), content
+    if depth < MAX_NESTING:
+        for name in NESTINGS:
+            inner = content.get(name)
+            if isinstance(inner, Mapping):
+                yield from _state_dicts(inner, f"{nesting}{name}/", depth + 1)
+
+
+def _strip(path: Path, state: Mapping[Any, Any], prefix: str) -> dict[str, Tensor]:
+    stripped: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path}: wanted tensors alone beside {prefix}{LANDMARK}, got {key!r} of type "
+                f"{type(value).__name__}; save the state_dict alone"
+            )
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise CheckpointError(f"{path}: {key} is not a plain dense tensor")
+        # A key without the prefix keeps its name, so that it is reported as unexpected.
+        stripped[key.removeprefix(prefix)] = value
+    return stripped
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:160]
+
+
+def _cause(error: pickle.UnpicklingError) -> str:
+    """The one informative line of torch's weights_only report."""
+    for line in str(error).splitlines():
+        if "WeightsUnpickler error" in line or "Unsupported" in line:
+            return line.strip()[:160]
+    return _first_line(error)

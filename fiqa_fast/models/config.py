@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers that define a face ViT."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+ACTIVATIONS = ("relu6", "gelu")
+MAX_DEPTH = 1000  # far above any ViT; bounds what a made-up checkpoint can ask for
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Constructor arguments of :class:`fiqa_fast.models.FaceViT`, checked on construction.
+
+    Sizes are in pixels (``img_size``, ``patch_size``) and in features (``embed_dim``,
+    ``num_classes``: the width of the embedding). ``mlp_ratio`` may be fractional as long as
+    ``mlp_ratio * embed_dim`` is whole.
+
+    Raises:
+        ValueError: a number is out of range, or two of them do not fit together.
+    """
+
+    patch_size: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    num_classes: int = 512
+    img_size: int = 112
+    qkv_bias: bool = False
+    layer_norm_eps: float = 1e-5
+    activation: str = "relu6"
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "embed_dim", "depth", "num_heads", "num_classes", "img_size"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"depth must be at most {MAX_DEPTH}, got {self.depth}")
+        if type(self.qkv_bias) is not bool:
+            raise ValueError(f"qkv_bias must be true or false, got {self.qkv_bias!r}")
+        for name in ("mlp_ratio", "layer_norm_eps"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
+            )
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads must divide embed_dim {self.embed_dim}, got {self.num_heads}"
+            )
+        if self.hidden_dim < 1 or abs(self.mlp_ratio * self.embed_dim - self.hidden_dim) > 1e-6:
+            raise ValueError(
+                f"mlp_ratio x embed_dim must be a whole number, got {self.mlp_ratio!r} x "
+                f"{self.embed_dim}"
+            )
+        if self.patch_size > self.img_size:
+            raise ValueError(
+                f"patch_size must be at most img_size {self.img_size}, got {self.patch_size}"
+            )
+
+    @property
+    def grid_size(self) -> int:
+        """Patches per side; pixels beyond the last whole patch are not seen by the model."""
+        return self.img_size // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid_size**2
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        return round(self.mlp_ratio * self.embed_dim)

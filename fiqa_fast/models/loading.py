@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``load_model``: a checkpoint becomes a :class:`FaceViT`, strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .checkpoint import LANDMARK, read_checkpoint
+from .config import ViTConfig
+from .gauge import file_sha256
+from .registry import ARCHITECTURES, fingerprint
+from .vit import FaceViT
+
+STARTER = Path(__file__).parent / "starter" / "starter_vit.safetensors"
+
+FIELDS = tuple(field.name for field in dataclasses.fields(ViTConfig))
+# Constructor arguments of training code that leave evaluation unchanged.
+TRAINING_ONLY = ("mask_ratio", "drop_path_rate", "drop_rate", "attn_drop_rate", "layout")
+# Keys that some checkpoints carry and evaluation does not use, and those it can do without.
+MAY_BE_EXTRA = ("mask_token",)
+MAY_BE_MISSING = ("feature.1.num_batches_tracked", "feature.3.num_batches_tracked")
+
+Architecture = str | Mapping[str, Any]
+
+
+def load_model(path: str | Path, architecture: Architecture | None = None) -> FaceViT:
+    """Load a face ViT for quality scoring: float32, on the CPU, in evaluation mode.
+
+    Args:
+        path: ``"starter"`` for the small model inside this package, or a checkpoint file:
+            safetensors, or a ``torch.save`` of plain tensors, nested and prefixed as CVLface,
+            insightface arcface_torch and DataParallel write them.
+        architecture: a registered name (``fiqa-fast models`` lists them) or any of patch_size,
+            embed_dim, depth, num_heads, mlp_ratio, num_classes, qkv_bias (also img_size,
+            layer_norm_eps, activation). What is not given comes from the ``architecture`` entry of
+            the safetensors metadata, if any, else from the shapes; num_heads, which no shape
+            shows, from the registered architecture of these shapes.
+
+    Raises:
+        CheckpointError: the file is unreadable, is not a face ViT, does not fit the architecture
+            key by key, or leaves the number of heads open.
+    """
+    source = STARTER if str(path) == "starter" else Path(path)
+    state, metadata = read_checkpoint(source)
+    given = _given(architecture)
+    try:
+        config = _resolve(source, state, {**_from_metadata(source, metadata), **given})
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    model = _fill(source, config, state)
+    model.checkpoint_path = source
+    model.checkpoint_sha256 = file_sha256(source)
+    return model
+
+
+def _given(architecture: Architecture | None) -> dict[str, Any]:
+    if architecture is None:
+        return {}
+    if isinstance(architecture, str):
+        if architecture not in ARCHITECTURES:
+            raise CheckpointError(
+                f"architecture must be one of {', '.join(ARCHITECTURES)}, or numbers such as "
+                f"num_heads=8; got {architecture!r}"
+            )
+        config = dataclasses.asdict(ARCHITECTURES[architecture].config)
+        del config["num_classes"]  # published with several embedding widths
+        return config
+    return _known(architecture, "architecture")
+
+
+def _from_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if "architecture" not in metadata:
+        return {}
+    try:
+        entry = json.loads(metadata["architecture"])
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: its architecture metadata is not JSON ({error})") from None
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{path}: its architecture metadata must be a JSON object")
+    return _known(entry, f"{path}: its architecture metadata")
+
+
+def _known(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    known = {}
+    for name, value in entry.items():
+        if name in FIELDS:
+            known[name] = value
+        elif name in TRAINING_ONLY or (name == "norm_layer" and value == "ln"):
+            continue
+        else:
+            raise CheckpointError(
+                f"{where}: unknown entry {name}={value!r}; known are {', '.join(FIELDS)}"
+            )
+    return known
+
+
+def _resolve(path: Path, state: Mapping[str, Tensor], stated: dict[str, Any]) -> ViTConfig:
+    numbers = {**_from_shapes(path, state), **stated}
+    heads = numbers.pop("num_heads", None)
+    # Heads do not show in the keys: check everything else first, for the more telling message.
+    config = ViTConfig(num_heads=1, **numbers)
+    _check_keys(path, config, state)
+    if heads is None:
+        heads = _registered_heads(path, config)
+    return dataclasses.replace(config, num_heads=heads)
+
+
+def _from_shapes(path: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the shapes tell; what a missing key leaves open is found by :func:`_check_keys`."""
+    patch = state[LANDMARK]
+    if patch.dim() != 4 or patch.shape[1] != 3 or patch.shape[2] != patch.shape[3]:
+        raise CheckpointError(
+            f"{path}: {LANDMARK} must be [D, 3, P, P], got {list(patch.shape)}: not a face ViT"
+        )
+    embed_dim, patch_size = patch.shape[0], patch.shape[2]
+    # Counted, not read off the largest index: a made-up "blocks.999999999" must cost nothing.
+    depth = max(1, len({k.split(".")[1] for k in state if k.startswith("blocks.")}))
+    seen: dict[str, Any] = {
+        "patch_size": patch_size,
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "mlp_ratio": 4,
+    }
+    fc1, head = state.get("blocks.0.mlp.fc1.weight"), state.get("feature.2.weight")
+    if fc1 is not None and fc1.dim() == 2:
+        hidden = fc1.shape[0]
+        seen["mlp_ratio"] = hidden // embed_dim if hidden % embed_dim == 0 else hidden / embed_dim
+    if head is not None and head.dim() == 2:
+        seen["num_classes"] = head.shape[0]
+    return seen
+
+
+def _check_keys(path: Path, config: ViTConfig, state: Mapping[str, Tensor]) -> None:
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in FaceViT(config).state_dict().items()}
+    missing = [k for k in expected if k not in state and k not in MAY_BE_MISSING]
+    unexpected = [k for k in state if k not in expected and k not in MAY_BE_EXTRA]
+    misshaped = [
+        f"{k} {list(state[k].shape)} where {list(shape)} was wanted"
+        for k, shape in expected.items()
+        if k in state and state[k].shape != shape
+    ]
+    problems = [
+        f"{kind} {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        for kind, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("mis-shaped", misshaped),
+        )
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path}: does not fit a face ViT of patch {config.patch_size}, dim "
+            f"{config.embed_dim}, depth {config.depth}, img {config.img_size}: "
+            f"{'; '.join(problems)}; choose another file, or name its architecture"
+        )
+
+
+def _registered_heads(path: Path, config: ViTConfig) -> int:
+    matches = {
+        entry.config.num_heads
+        for entry in ARCHITECTURES.values()
+        if entry.fingerprint == fingerprint(config)
+    }
+    if len(matches) == 1:
+        return matches.pop()
+    raise CheckpointError(
+        f"{path}: ambiguous: the number of heads cannot be read from weights, and patch "
+        f"{config.patch_size}, dim {config.embed_dim}, depth {config.depth}, mlp_ratio "
+        f"{config.mlp_ratio:g} is no registered architecture; give it, for instance "
+        'architecture={"num_heads": 8} (--architecture num_heads=8)'
+    )
+
+
+def _fill(path: Path, config: ViTConfig, state: Mapping[str, Tensor]) -> FaceViT:
+    with torch.device("meta"):
+        model = FaceViT(config)
+    filled: dict[str, Tensor] = {}
+    for name, wanted in model.state_dict().items():
+        value = state.get(name)
+        if not wanted.is_floating_point():
+            filled[name] = torch.zeros(wanted.shape, dtype=wanted.dtype)
+        elif value is None or not value.is_floating_point():
+            got = "nothing" if value is None else str(value.dtype)
+            raise CheckpointError(f"{path}: {name} must hold floating-point values, got {got}")
+        else:
+            filled[name] = value.detach().to(torch.float32, copy=True).contiguous()
+            if not filled[name].isfinite().all():
+                raise CheckpointError(f"{path}: {name} holds NaN or infinite values: damaged")
+    model.load_state_dict(filled, strict=True, assign=True)
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The equations, eager and readable, in float64 unless asked otherwise.
+
+Slow on purpose and differentiable: every fast path is tested against these functions.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fiqa_fast.ops import AttentionLogitsMean
+
+if TYPE_CHECKING:
+    from fiqa_fast.models import FaceViT
+
+
+def mean_layer_norm(
+    x: Tensor,  # [B, N, D]
+    weight: Tensor | None = None,  # [D]
+    bias: Tensor | None = None,  # [D]
+    eps: float = 1e-5,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:  # [B, D]
+    """The mean over tokens of LayerNorm(x)."""
+    x = x.to(dtype)
+    centred = x - x.mean(dim=-1, keepdim=True)
+    y = centred / (centred.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    if weight is not None:
+        y = y * weight.to(dtype)
+    if bias is not None:
+        y = y + bias.to(dtype)
+    return y.mean(dim=1)
+
+
+def attention_logits_mean(
+    q: Tensor,  # [B, H, Nq, d]
+    k: Tensor,  # [B, H, Nk, d]
+    scale: float,
+    dtype: torch.dtype = torch.float64,
+) -> AttentionLogitsMean:
+    """Means of the attention logits (ATTN-FIQA, arXiv 2604.22841), from the full H Nq Nk logits."""
+    q, k = q.to(dtype), k.to(dtype)
+    logits = scale * q @ k.transpose(-2, -1)  # [B, H, Nq, Nk]
+    return AttentionLogitsMean(
+        head_scores=logits.mean(dim=(2, 3)),
+        key_map=logits.mean(dim=(1, 2)),
+        query_map=logits.mean(dim=(1, 3)),
+        q_mean=q.mean(dim=2),
+    )
+
+
+def reduce_logits(
+    logits: Tensor,  # [B, H, N, N]
+    reduction: str = "mean",
+    heads: str | int = "all",
+) -> Tensor:  # [B]
+    """ATTN-FIQA's score (arXiv 2604.22841) from logits in memory, by any reduction and heads.
+
+    ``heads="average"`` averages the heads' matrices first. ``row_variance`` and
+    ``centered_variance`` (the variance within rows, and of the doubly centred logits: biased,
+    averaged over heads) are fiqa_fast's own.
+    """
+    if heads == "average":
+        logits = logits.mean(dim=1, keepdim=True)
+    elif heads != "all":
+        logits = logits[:, int(heads)].unsqueeze(1)
+    if reduction == "row_variance":
+        return logits.var(dim=3, correction=0).mean(dim=(1, 2))
+    if reduction == "centered_variance":
+        centred = logits - logits.mean(dim=3, keepdim=True) - logits.mean(dim=2, keepdim=True)
+        centred = centred + logits.mean(dim=(2, 3), keepdim=True)
+        return centred.square().mean(dim=(1, 2, 3))
+    values = logits.flatten(1)
+    if reduction == "mean":
+        return values.mean(dim=1)
+    if reduction == "median":
+        return values.median(dim=1).values  # the lower median
+    if reduction == "max":
+        return values.amax(dim=1)
+    if reduction == "inverse_std":
+        return 1 / values.std(dim=1, correction=1)
+    raise ValueError(f"no such reduction: {reduction!r}")
+
+
+def block_logits(
+    model: FaceViT,
+    images: Tensor,  # [B, 3, S, S], normalised
+    dtype: torch.dtype = torch.float64,
+) -> list[Tensor]:
+    """Every block's pre-softmax logits [B, H, N, N], from a forward pass that keeps them all."""
+    model = copy.deepcopy(model).to(dtype)
+    x = model.embed(images.to(dtype))
+    kept = []
+    for block in model.blocks:
+        attention = block.attn
+        projected = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1))
+        q, k, v = projected.permute(2, 0, 3, 1, 4)  # [B, H, N, d]
+        logits = attention.scale * q @ k.transpose(-2, -1)
+        kept.append(logits)
+        x = x + attention.proj((logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        x = x + block.mlp(block.norm2(x))
+    return kept

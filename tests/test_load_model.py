@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: every known nesting and prefix loads, everything else is refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fiqa_fast import CheckpointError, FaceViT, ViTConfig, load_model
+from fiqa_fast.models.loading import _resolve
+from fiqa_fast.models.registry import ARCHITECTURES
+
+CONFIG = ViTConfig(patch_size=28, embed_dim=16, depth=2, num_heads=2, mlp_ratio=3, num_classes=8)
+HEADS = {"num_heads": 2}
+
+
+def make_state(config: ViTConfig = CONFIG) -> dict[str, torch.Tensor]:
+    model = FaceViT(config)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) + 0.1)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    return make_state()
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[Any], Path]:
+    def write(content: Any) -> Path:
+        path = tmp_path / "model.pt"
+        torch.save(content, path)
+        return path
+
+    return write
+
+
+def refusal(path: Path, architecture: Any = HEADS) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path, architecture)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert path.name in text
+    return text
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "net.", "model.net.", "module.net.", "model."])
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s},
+        lambda s: {"state_dict_backbone": s, "epoch": 1},
+        lambda s: {"model": {"state_dict": s}, "optimizer": {"lr": 0.1}},
+    ],
+)
+def test_nestings_and_prefixes(
+    state: dict[str, torch.Tensor], save: Callable[[Any], Path], prefix: str, nest: Any
+) -> None:
+    prefixed = {prefix + name: tensor for name, tensor in state.items()}
+    model = load_model(save(nest(prefixed)), HEADS)
+    assert model.config == CONFIG
+    assert not model.training
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, state[name])
+
+
+def test_safetensors_with_metadata(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    half = {f"net.{k}": v.half() if v.is_floating_point() else v for k, v in state.items()}
+    save_file(half, path, {"architecture": json.dumps({"num_heads": 4, "layout": "cvlface"})})
+    model = load_model(path)
+    assert model.config.num_heads == 4
+    assert model.blocks[0].attn.qkv.weight.dtype == torch.float32
+    assert load_model(path, {"num_heads": 8}).config.num_heads == 8  # the caller's word counts
+
+
+def test_safetensors_under_another_name(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "m.bin")
+    assert load_model(tmp_path / "m.bin", HEADS).config == CONFIG
+
+
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n not in ("arcface_vit_h",)])
+def test_registered_architectures_are_recognised(name: str, tmp_path: Path) -> None:
+    """By shapes alone, with an embedding width of their own choice."""
+    config = dataclasses.replace(ARCHITECTURES[name].config, num_classes=16)
+    with torch.device("meta"):
+        shapes = FaceViT(config).state_dict()
+    assert _resolve(tmp_path, shapes, {}) == config
+
+
+def test_registered_name_as_architecture(
+    state: dict[str, torch.Tensor], save: Callable[[Any], Path]
+) -> None:
+    text = refusal(save(state), "cvlface_vit_small")
+    assert "missing" in text
+    assert "blocks.2" in text
+    assert "mis-shaped" in text
+    assert "pos_embed" in text
+    assert "cvlface_vit_base" in refusal_of_name(save(state), "vit_xl")
+
+
+def refusal_of_name(path: Path, name: str) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path, name)
+    return str(caught.value)
+
+
+def test_qkv_bias_is_seen(save: Callable[[Any], Path]) -> None:
+    config = ViTConfig(28, 16, 2, 2, 3, num_classes=8, qkv_bias=True)
+    assert load_model(save(make_state(config)), HEADS).config == config
+
+
+def test_mask_token_is_allowed_and_batch_counters_may_be_missing(
+    state: dict[str, torch.Tensor], save: Callable[[Any], Path]
+) -> None:
+    state["mask_token"] = torch.zeros(1, 1, 16)
+    del state["feature.1.num_batches_tracked"]
+    assert load_model(save(state), HEADS).config == CONFIG
+
+
+def test_ambiguous_heads(state: dict[str, torch.Tensor], save: Callable[[Any], Path]) -> None:
+    text = refusal(save(state), None)
+    assert "number of heads" in text
+    assert "architecture=" in text
+
+
+def test_missing_unexpected_misshaped(
+    state: dict[str, torch.Tensor], save: Callable[[Any], Path]
+) -> None:
+    del state["norm.weight"]
+    state["cls_token"] = torch.zeros(1, 1, 16)
+    state["blocks.1.norm1.bias"] = torch.zeros(15)
+    text = refusal(save(state))
+    assert re.search(r"missing norm\.weight", text)
+    assert re.search(r"unexpected cls_token", text)
+    assert re.search(r"mis-shaped blocks\.1\.norm1\.bias \[15\] where \[16\]", text)
+
+
+def test_keys_outside_the_prefix_are_unexpected(
+    state: dict[str, torch.Tensor], save: Callable[[Any], Path]
+) -> None:
+    prefixed = {f"net.{name}": tensor for name, tensor in state.items()}
+    prefixed["classifier.weight"] = torch.zeros(2)
+    assert "unexpected classifier.weight" in refusal(save(prefixed))
+
+
+def test_two_models_inside(state: dict[str, torch.Tensor], save: Callable[[Any], Path]) -> None:
+    assert "2 ViTs" in refusal(save({"model": state, "state_dict": state}))
+
+
+def test_not_a_face_vit(save: Callable[[Any], Path]) -> None:
+    assert "patch_embed.proj.weight" in refusal(save({"conv1.weight": torch.zeros(2)}))
+    assert "no face ViT" in refusal(save({}))
+    assert "list" in refusal(save([1, 2]))
+    odd = {"patch_embed.proj.weight": torch.zeros(3)}
+    assert "not a face ViT" in refusal(save(odd))
+
+
+def test_a_made_up_depth_costs_nothing(save: Callable[[Any], Path]) -> None:
+    made_up = {
+        "patch_embed.proj.weight": torch.zeros(16, 3, 28, 28),
+        "blocks.999999999.norm1.weight": torch.zeros(16),
+    }
+    assert "unexpected blocks.999999999.norm1.weight" in refusal(save(made_up))
+    assert "depth must be at most" in refusal(save(made_up), {"depth": 10**9})
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 100, 0.5, -1])
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_truncated(state: dict[str, torch.Tensor], tmp_path: Path, size: float, kind: str) -> None:
+    path = tmp_path / f"model.{kind}"
+    if kind == "pt":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(size * len(whole)) if isinstance(size, float) else size])
+    refusal(path)
+
+
+def test_missing_file_folder_and_pointer(tmp_path: Path) -> None:
+    assert "no such file" in refusal(tmp_path / "absent.pt")
+    (tmp_path / "folder.pt").mkdir()
+    refusal(tmp_path / "folder.pt")
+    (tmp_path / "p.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "git lfs pull" in refusal(tmp_path / "p.pt")
+    (tmp_path / "t.pt").write_text("just some words, not a checkpoint")
+    refusal(tmp_path / "t.pt")
+
+
+class Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def test_pickled_code_is_not_run(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    marker, path = tmp_path / "ran", tmp_path / "evil.pt"
+    torch.save({"state_dict": state, "extra": Bomb(marker)}, path)
+    assert "pickled code" in refusal(path)
+    path.write_bytes(pickle.dumps(Bomb(marker)))
+    refusal(path)
+    assert not marker.exists()
+
+
+def test_whole_module_is_refused(tmp_path: Path) -> None:
+    torch.save(FaceViT(CONFIG), tmp_path / "module.pt")
+    assert "state_dict" in refusal(tmp_path / "module.pt")
+
+
+def test_values_that_are_no_weights(
+    state: dict[str, torch.Tensor], save: Callable[[Any], Path]
+) -> None:
+    assert "NaN" in refusal(save({**state, "norm.bias": torch.full((16,), torch.nan)}))
+    whole = {**state, "norm.bias": torch.zeros(16, dtype=torch.int64)}
+    assert "floating" in refusal(save(whole))
+    assert "tensors alone" in refusal(save({**state, "epoch": 3}))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "word"),
+    [
+        ({"num_heads": 3}, "num_heads must divide"),
+        ({"num_heads": 0}, "num_heads must be a whole number"),
+        ({"num_heads": True}, "num_heads must be a whole number"),
+        ({"num_heads": "2"}, "num_heads must be a whole number"),
+        ({"num_heads": 2, "depth": 3}, "missing blocks.2"),
+        ({"num_heads": 2, "depth": 1}, "unexpected blocks.1"),
+        ({"num_heads": 2, "qkv_bias": True}, "missing blocks.0.attn.qkv.bias"),
+        ({"num_heads": 2, "patch_size": 14}, "mis-shaped"),
+        ({"num_heads": 2, "mlp_ratio": 4}, "mis-shaped blocks.0.mlp"),
+        ({"num_heads": 2, "activation": "swish"}, "activation must be one of"),
+        ({"heads": 2}, "unknown entry heads"),
+        ({"num_heads": 2, "norm_layer": "bn"}, "unknown entry norm_layer"),
+    ],
+)
+def test_wrong_architecture(
+    state: dict[str, torch.Tensor], save: Callable[[Any], Path], architecture: Any, word: str
+) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(word)):
+        load_model(save(state), architecture)
+
+
+def test_training_arguments_are_left_out(
+    state: dict[str, torch.Tensor], save: Callable[[Any], Path]
+) -> None:
+    full = {"num_heads": 2, "img_size": 112, "norm_layer": "ln", "mask_ratio": 0.1}
+    assert load_model(save(state), full).config == CONFIG
+
+
+def test_metadata_is_checked(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    for entry, word in (("[", "JSON"), ("[1]", "object"), ('{"num_heads": [2]}', "num_heads")):
+        save_file(state, path, {"architecture": entry})
+        assert word in refusal(path, None)
