@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The eager engine: torch operators, image group by image group.
+
+Results are bitwise independent of batching and threads by construction: images go through the
+blocks in groups of a fixed size (the last one padded), and on the CPU a group is one image on one
+thread (see :mod:`fiqa_fast.engine.workers`). Block products run in the chosen dtype; patch
+embedding, residual stream, norms and everything a quality method computes are float32.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..models.vit import FaceViT, Linear, Mlp
+from ..quality.method import QualityMethod, Values
+from .hardware import FLOAT32_PRECISIONS, float32_arithmetic
+from .rounding import round_keeping_row_sums
+from .workers import run_all
+
+# Images per group on a GPU: enough to fill one with a small ViT, small enough that padding a
+# short batch wastes little.
+CUDA_GROUP = 64
+
+
+class EagerEngine:
+    """Runs ``vit`` for ``method``; with ``embedding`` also the whole model's embedding.
+
+    Only the blocks that the method's stages (or the embedding) need are computed.
+    """
+
+    def __init__(
+        self,
+        vit: FaceViT,
+        method: QualityMethod,
+        *,
+        embedding: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        float32_precision: str = "highest",
+    ) -> None:
+        self.method, self.embedding = method, embedding
+        self.device = device
+        self.last_stage = vit.config.depth if embedding else max(method.stages)
+        self.vit = _prepared(vit, self.last_stage, embedding, device, dtype)
+        self.group = 1 if device.type == "cpu" else CUDA_GROUP
+        self.float32_mode = FLOAT32_PRECISIONS[float32_precision]
+
+    def run(self, images: Tensor) -> Values:
+        """uint8 RGB [B, 3, S, S], or normalised float32, to results by output name, on the CPU."""
+        count = len(images)
+        if count == 0:  # shapes come from the one place that knows them
+            return {
+                name: t[:0] for name, t in self.run(images.new_zeros(1, *images.shape[1:])).items()
+            }
+        groups = images.split(self.group)
+        results: list[Values] = [{} for _ in groups]
+
+        def task(number: int) -> None:
+            results[number] = self._run_group(groups[number])
+
+        with float32_arithmetic(self.float32_mode):
+            if self.device.type == "cpu":
+                run_all(task, len(groups))
+            else:
+                with torch.autocast(self.device.type, enabled=False):
+                    for number in range(len(groups)):
+                        task(number)
+        return {name: torch.cat([r[name] for r in results]).cpu() for name in results[0]}
+
+    @torch.inference_mode()
+    def _run_group(self, images: Tensor) -> Values:
+        count = len(images)
+        images = images.to(self.device, non_blocking=True)
+        if count < self.group:
+            images = torch.cat([images, images.new_zeros(self.group - count, *images.shape[1:])])
+        if images.dtype == torch.uint8:
+            images = images.float().div_(255).sub_(0.5).div_(0.5)
+        x = self.vit.embed(images)
+        observed: dict[int, Values] = {}
+        for stage in range(self.last_stage + 1):
+            if stage > 0:
+                x = self.vit.blocks[stage - 1](x)
+            if stage in self.method.stages:
+                observed[stage] = self.method.observe(stage, x)
+        results = self.method.finish(observed)
+        if self.embedding:
+            results["embedding"] = self.vit.head(x).float()
+        return {name: tensor[:count] for name, tensor in results.items()}
+
+
+def _prepared(
+    vit: FaceViT, blocks: int, head: bool, device: torch.device, dtype: torch.dtype
+) -> FaceViT:
+    """The parts that will run, in evaluation mode on ``device``, linear layers in ``dtype``.
+
+    A copy: neither the caller's later training nor its ``.half()`` reaches a scorer. The memo
+    keeps deepcopy from the rest, which can be most of the weights.
+    """
+    idle: list[nn.Module] = list(vit.blocks[blocks:])
+    if not head:
+        idle += [vit.norm, vit.feature]
+    memo: dict[int, object] = {id(part): nn.Identity() for part in idle}
+    prepared = copy.deepcopy(vit, memo).to(device, torch.float32).eval().requires_grad_(False)
+    if dtype != torch.float32:
+        for module in prepared.modules():
+            if isinstance(module, Mlp):
+                module.fc2.weight.data = round_keeping_row_sums(module.fc2.weight, dtype)
+            if isinstance(module, Linear):
+                module.to(dtype)
+    return prepared

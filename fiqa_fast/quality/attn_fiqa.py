@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ATTN-FIQA (arXiv 2604.22841): quality is the mean pre-softmax attention logit of a block.
+
+With y = LN(x) [N, D], q = y Wq + bq, k = y Wk + bk, H heads of size d and s = d^-1/2, the mean of
+the H N^2 logits s q_hi . k_hj is bilinear and factorises exactly. With m = mean_i y_i,
+
+    q_mean = Wq m + bq,   k_mean = Wk m + bk
+    head_score_h = s q_mean_h . k_mean_h,    score = mean_h head_score_h
+    key_map_j    = (s / H) sum_h q_mean_h . k_hj  = (s / H) (y_j . Wk^T q_mean + bk . q_mean)
+
+and likewise the query map. So block l's quality needs blocks 1..l-1, one LayerNorm and 2 D^2
+multiply-adds; the logits never exist. All of it is float32, whatever the blocks compute in.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ops
+from ..models.gauge import Gauge
+from ..models.vit import Block, FaceViT
+from .fusion import exit_weights
+from .method import Values
+from .reductions import REDUCTIONS, Heads, reduce_logits, select_heads
+
+OUTPUTS = ("score", "patch_map", "query_map", "head_scores", "exit_scores")
+
+
+class QueryKey:
+    """One block's first norm and its query and key projections, float32 on one device."""
+
+    def __init__(self, block: Block, device: torch.device) -> None:
+        attention, norm = block.attn, block.norm1
+        dim = attention.qkv.in_features
+
+        def place(t: Tensor) -> Tensor:
+            return t.detach().to(device, torch.float32)
+
+        self.norm_weight, self.norm_bias = place(norm.weight), place(norm.bias)
+        self.eps = norm.eps
+        self.weight = place(attention.qkv.weight[: 2 * dim])  # [2 D, D]: queries, keys
+        bias = dict(attention.qkv.named_parameters()).get("bias")
+        self.bias = None if bias is None else place(bias[: 2 * dim])
+        self.dim, self.num_heads, self.scale = dim, attention.num_heads, attention.scale
+
+    def normed(self, x: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
+        return F.layer_norm(x, (self.dim,), self.norm_weight, self.norm_bias, self.eps)
+
+    def pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means over the tokens of all queries and of all keys, each [B, D], heads in order."""
+        mean = ops.mean_layer_norm(x, self.norm_weight, self.norm_bias, self.eps)
+        both = F.linear(mean, self.weight, self.bias)
+        return both[:, : self.dim], both[:, self.dim :]
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Every token's query and key, each [B, H, N, d]."""
+        both = F.linear(self.normed(x), self.weight, self.bias)
+        q, k = both.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k
+
+    def map_of(self, normed: Tensor, partner: Tensor, of_keys: bool) -> Tensor:
+        """sum over features of partner [B, D] times each token's key (or query): [B, N]."""
+        rows = slice(self.dim, None) if of_keys else slice(0, self.dim)
+        direction = partner @ self.weight[rows]  # [B, D]
+        scores = (normed @ direction.unsqueeze(-1)).squeeze(-1)
+        if self.bias is None:
+            return scores
+        return scores + (partner * self.bias[rows]).sum(-1, keepdim=True)
+
+
+class AttnFiqa:
+    """ATTN-FIQA at one block, or fused over blocks 1..exit, with the chosen reduction and heads.
+
+    Block l is seen at stage l - 1, its input. ``gauge`` calibrates the mean over all heads; the
+    query map and the head scores are the published logits in any case.
+    """
+
+    def __init__(
+        self,
+        vit: FaceViT,
+        outputs: tuple[str, ...],
+        *,
+        reduction: str = "mean",
+        heads: Heads = "all",
+        exit: int | None = None,
+        fusion: str | None = None,
+        gauge: Gauge | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        depth = vit.config.depth
+        exit = depth if exit is None else exit
+        _check_options(reduction, heads, exit, depth, vit.config.num_heads)
+        self.outputs, self.reduction, self.heads, self.gauge = outputs, reduction, heads, gauge
+        self.depth = depth
+        self.fusion_weights = exit_weights(exit, fusion)
+        every = "exit_scores" in outputs
+        blocks = range(1, depth + 1) if every else self.fusion_weights
+        self.blocks = {
+            number: QueryKey(vit.blocks[number - 1], torch.device(device)) for number in blocks
+        }
+        self.stages = frozenset(number - 1 for number in blocks)
+
+    def observe(self, stage: int, x: Tensor) -> Values:
+        number = stage + 1
+        block = self.blocks[number]
+        q_mean, k_mean = block.pooled(x)
+        products = (q_mean * k_mean).unflatten(-1, (block.num_heads, -1))
+        head_scores = block.scale * products.sum(-1)  # [B, H]
+        seen = {"value": self._value(number, block, x, head_scores, q_mean)}
+        if number not in self.fusion_weights:
+            return seen  # observed for exit_scores alone
+        if "head_scores" in self.outputs:
+            seen["head_scores"] = head_scores
+        if "patch_map" in self.outputs or "query_map" in self.outputs:
+            seen.update(self._maps(number, block, x, q_mean, k_mean))
+        return seen
+
+    def finish(self, observed: dict[int, Values]) -> Values:
+        results: Values = {}
+        if "exit_scores" in self.outputs:
+            results["exit_scores"] = torch.stack(
+                [observed[stage]["value"] for stage in range(self.depth)], dim=1
+            )
+        for output, name in (
+            ("score", "value"),
+            ("patch_map", "patch_map"),
+            ("query_map", "query_map"),
+            ("head_scores", "head_scores"),
+        ):
+            if output in self.outputs:
+                terms = [
+                    weight * observed[number - 1][name]
+                    for number, weight in self.fusion_weights.items()
+                ]
+                results[output] = torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+        return results
+
+    def _value(
+        self, number: int, block: QueryKey, x: Tensor, head_scores: Tensor, q_mean: Tensor
+    ) -> Tensor:
+        if self.reduction != "mean":
+            q, k, scale = select_heads(*block.project(x), block.scale, self.heads)
+            return reduce_logits(q, k, scale, self.reduction)
+        if isinstance(self.heads, int):
+            return head_scores[:, self.heads]
+        return self._calibrated(number, block, head_scores.mean(1), q_mean)
+
+    def _maps(
+        self, number: int, block: QueryKey, x: Tensor, q_mean: Tensor, k_mean: Tensor
+    ) -> Values:
+        normed = block.normed(x)
+        maps: Values = {}
+        if "patch_map" in self.outputs:
+            partner = self._head_weights(block) * q_mean
+            key_map = block.map_of(normed, partner, of_keys=True)
+            maps["patch_map"] = self._calibrated(number, block, key_map, q_mean)
+        if "query_map" in self.outputs:
+            partner = self._head_weights(block) * k_mean
+            maps["query_map"] = block.map_of(normed, partner, of_keys=False)
+        return maps
+
+    def _head_weights(self, block: QueryKey) -> Tensor:
+        """[D]: s / H for every head, or s for the one that was chosen and 0 elsewhere."""
+        weights = torch.full((block.num_heads, 1), block.scale / block.num_heads)
+        if isinstance(self.heads, int):
+            weights.zero_()[self.heads] = block.scale
+        expanded = weights.expand(-1, block.dim // block.num_heads).reshape(-1)
+        return expanded.to(block.weight.device)
+
+    def _calibrated(self, number: int, block: QueryKey, mean: Tensor, q_mean: Tensor) -> Tensor:
+        if self.gauge is None:
+            return mean
+        return self.gauge.calibrate(number, mean, block.scale / block.num_heads * q_mean)
+
+
+def _check_options(reduction: str, heads: Heads, exit: int, depth: int, num_heads: int) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if heads not in ("all", "average") and not (type(heads) is int and 0 <= heads < num_heads):
+        raise ValueError(
+            f'heads must be "all", "average" or a head\'s number from 0 to {num_heads - 1}, '
+            f"got {heads!r}"
+        )
+    if type(exit) is not int or not 1 <= exit <= depth:
+        raise ValueError(f"exit must be a block's number from 1 to {depth}, got {exit!r}")

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Scorer``: images in, quality out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .engine.eager import EagerEngine
+from .engine.hardware import FLOAT32_PRECISIONS, resolve_device, resolve_dtype
+from .errors import CheckpointError, ImageError
+from .images import load_image, resize
+from .models.gauge import SUFFIX, Gauge, load_gauge, state_dict_sha256
+from .models.vit import FaceViT
+from .quality.attn_fiqa import OUTPUTS as QUALITY_OUTPUTS
+from .quality.attn_fiqa import AttnFiqa
+from .quality.reductions import Heads
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    ImageLike = str | Path | PIL.Image.Image | np.ndarray[Any, Any]
+
+METHODS = ("attn-fiqa",)
+OUTPUTS = ("score", "embedding", *QUALITY_OUTPUTS[1:])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QualityResult:
+    """What a :class:`Scorer` returns: CPU float32 tensors; what was not asked for is ``None``.
+
+    Attributes:
+        score: [B], higher is better.
+        embedding: [B, num_classes], the whole model's, not normalised.
+        patch_map: [B, gh, gw], what each patch receives; its mean is the score (for the mean
+            over heads, gauge included).
+        query_map: [B, gh, gw], mean published logit of each patch's query.
+        head_scores: [B, H], published mean logit of each head.
+        exit_scores: [B, L], the score that each block alone would give.
+    """
+
+    score: Tensor | None = None
+    embedding: Tensor | None = None
+    patch_map: Tensor | None = None
+    query_map: Tensor | None = None
+    head_scores: Tensor | None = None
+    exit_scores: Tensor | None = None
+
+    def __len__(self) -> int:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                return len(value)
+        return 0
+
+
+class Scorer:
+    """Scores face images with a ViT, at the cost of less than its forward pass.
+
+    Args:
+        model: from :func:`fiqa_fast.load_model`. The scorer keeps its own copy of the weights.
+        method: ``"attn-fiqa"``: the mean pre-softmax attention logit (arXiv 2604.22841).
+        outputs: any of score, embedding, patch_map, query_map, head_scores, exit_scores.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``.
+        dtype: of the blocks' products: float32, bfloat16, float16, or auto: bfloat16 where the
+            hardware has it. Residual stream, norms and the quality itself are float32 always.
+        float32_precision: ``"highest"`` is IEEE float32 whatever torch's global settings say;
+            ``"high"`` allows split-precision products.
+        gauge: ``"auto"`` takes the gauge that comes with the model, if any; ``None`` gives
+            published values; else a gauge file or :class:`Gauge`. It applies to the mean over all
+            heads: ``auto`` leaves it out elsewhere.
+        reduction: mean, median, max, inverse_std, row_variance or centered_variance.
+        heads: ``"all"``, ``"average"`` (head-averaged logits) or one head's number from 0.
+        exit: block whose logits count, 1..depth (the last by default); blocks 1..exit-1 run.
+        fusion: ``"uniform"`` or ``"depth"`` over the exits up to ``exit``.
+
+    Results do not depend on how images are batched, on the number of threads
+    (``torch.set_num_threads``) or on other images of the batch, bitwise, on one machine and
+    build. May be called from several threads, and first used in a forked process.
+
+    Raises:
+        ValueError: an option is not known or does not fit the model.
+        CheckpointError: the gauge is unreadable or of another model.
+    """
+
+    def __init__(
+        self,
+        model: FaceViT,
+        method: str = "attn-fiqa",
+        outputs: Sequence[str] = ("score",),
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        float32_precision: str = "highest",
+        gauge: str | Path | Gauge | None = "auto",
+        *,
+        reduction: str = "mean",
+        heads: Heads = "all",
+        exit: int | None = None,
+        fusion: str | None = None,
+    ) -> None:
+        if not isinstance(model, FaceViT):
+            raise ValueError(
+                f"model must come from fiqa_fast.load_model, got {type(model).__name__}"
+            )
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        if float32_precision not in FLOAT32_PRECISIONS:
+            raise ValueError(
+                f"float32_precision must be one of {', '.join(FLOAT32_PRECISIONS)}, "
+                f"got {float32_precision!r}"
+            )
+        self.method = method
+        self.outputs = _checked_outputs(outputs)
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
+        self.float32_precision = float32_precision
+        self.reduction, self.heads, self.fusion = reduction, heads, fusion
+        self.exit = model.config.depth if exit is None else exit
+        self.config = model.config
+        self.gauge = _resolve_gauge(gauge, model, reduction == "mean" and not _one_head(heads))
+        self._model_sha256 = model.checkpoint_sha256
+        quality = AttnFiqa(
+            model,
+            self.outputs,
+            reduction=reduction,
+            heads=heads,
+            exit=self.exit,
+            fusion=fusion,
+            gauge=self.gauge,
+            device=self.device,
+        )
+        self._engine = EagerEngine(
+            model,
+            quality,
+            embedding="embedding" in self.outputs,
+            device=self.device,
+            dtype=self.dtype,
+            float32_precision=float32_precision,
+        )
+
+    def __call__(
+        self, images: Tensor | Sequence[ImageLike], normalized: bool = False
+    ) -> QualityResult:
+        """Score a batch of any size, 0 included.
+
+        Args:
+            images: uint8 RGB tensor [B, 3, H, W], or a list of paths, PIL images or RGB uint8
+                arrays [H, W, 3]. Other sizes than the model's are resized bilinearly.
+            normalized: ``images`` is a float tensor that already holds ``(x / 255 - 0.5) / 0.5``.
+
+        Raises:
+            ImageError: an image cannot be read, or has the wrong shape or dtype.
+        """
+        results = self._engine.run(_as_batch(images, normalized, self.config.img_size))
+        side = self.config.grid_size
+        for name in ("patch_map", "query_map"):
+            if name in results:
+                results[name] = results[name].unflatten(1, (side, side))
+        return QualityResult(**results)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides the values, as JSON-able facts."""
+        return {
+            "method": self.method,
+            "reduction": self.reduction,
+            "heads": self.heads,
+            "exit": self.exit,
+            "fusion": self.fusion,
+            "outputs": list(self.outputs),
+            "model_sha256": self._model_sha256,
+            "architecture": dataclasses.asdict(self.config),
+            "gauge_sha256": None if self.gauge is None else self.gauge.sha256(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "float32_precision": self.float32_precision,
+            "device": self.device.type,
+            "engine": "eager",
+        }
+
+
+def _one_head(heads: Heads) -> bool:
+    return isinstance(heads, int)
+
+
+def _checked_outputs(outputs: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(outputs, str):
+        raise ValueError(f'outputs must be a sequence such as ("score",), got {outputs!r}')
+    unknown = [name for name in outputs if name not in OUTPUTS]
+    if unknown or not outputs:
+        raise ValueError(
+            f"outputs must name some of {', '.join(OUTPUTS)}; got "
+            f"{repr(unknown[0]) if unknown else 'none'}"
+        )
+    return tuple(dict.fromkeys(outputs))
+
+
+def _resolve_gauge(gauge: str | Path | Gauge | None, model: FaceViT, applies: bool) -> Gauge | None:
+    if gauge is None:
+        return None
+    automatic = isinstance(gauge, str) and gauge == "auto"
+    if automatic:
+        checkpoint = model.checkpoint_path
+        if not applies or checkpoint is None:
+            return None
+        gauge = checkpoint.with_name(checkpoint.stem + SUFFIX)
+        if not gauge.exists():
+            return None
+    elif not applies:
+        raise ValueError(
+            "a gauge belongs to the mean over all heads; pass gauge=None with another reduction "
+            "or with one head"
+        )
+    if not isinstance(gauge, Gauge):
+        gauge = load_gauge(gauge)
+    _check_gauge(gauge, model)
+    return gauge
+
+
+def _check_gauge(gauge: Gauge, model: FaceViT) -> None:
+    where = f"gauge {gauge.source}".strip()
+    wanted = [model.config.depth, model.config.embed_dim]
+    if list(gauge.query_weight.shape) != wanted:
+        raise CheckpointError(
+            f"{where}: wanted query_weight {wanted} for this model, got "
+            f"{list(gauge.query_weight.shape)}: it belongs to another model"
+        )
+    actual = model.checkpoint_sha256 if gauge.hash == "file" else state_dict_sha256(model)
+    if actual != gauge.model_sha256:
+        raise CheckpointError(
+            f"{where}: belongs to another model ({gauge.hash} sha256 {gauge.model_sha256[:12]}..., "
+            f"this one has {(actual or 'no file')[:12]}...); fit one for this model, or pass "
+            "gauge=None for published scores"
+        )
+
+
+def _as_batch(images: Tensor | Sequence[ImageLike], normalized: bool, size: int) -> Tensor:
+    """uint8 [B, 3, size, size], or float32 for normalised input."""
+    if not isinstance(images, Tensor):
+        if normalized:
+            raise ImageError("normalized=True goes with a float tensor [B, 3, H, W], got a list")
+        if isinstance(images, (str, Path)) or not isinstance(images, Sequence):
+            raise ImageError(
+                "images must be a uint8 tensor [B, 3, H, W] or a list of paths, PIL images or "
+                f"uint8 arrays [H, W, 3]; got {type(images).__name__}"
+            )
+        loaded = [load_image(image, size) for image in images]
+        return torch.stack(loaded) if loaded else torch.zeros(0, 3, size, size, dtype=torch.uint8)
+    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        raise ImageError(f"images must be RGB [B, 3, H, W], got {list(images.shape)}")
+    if normalized:
+        if not images.is_floating_point():
+            raise ImageError(f"normalized=True goes with a float tensor, got {images.dtype}")
+        images = images.float()
+    elif images.dtype != torch.uint8:
+        raise ImageError(
+            f"images must be uint8 (0..255), got {images.dtype}; for float images that are "
+            "already (x / 255 - 0.5) / 0.5 pass normalized=True"
+        )
+    images = images.detach()
+    return images if images.shape[2:] == (size, size) else resize(images, size)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's parts: workers, the float32 gate, weight rounding, the published computation."""
+
+from __future__ import annotations
+
+import copy
+import re
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fiqa_fast import Scorer, load_model
+from fiqa_fast.engine.hardware import float32_arithmetic, resolve_dtype
+from fiqa_fast.engine.published import published_scores
+from fiqa_fast.engine.rounding import round_keeping_row_sums
+from fiqa_fast.engine.workers import run_all
+
+
+def test_every_task_runs_once_and_alone(set_threads: Callable[[int], None]) -> None:
+    for threads in (1, 2, 4):
+        set_threads(threads)
+        done: list[int] = []
+        seen: set[int] = set()
+        inside: list[str] = []
+
+        def task(
+            number: int,
+            done: list[int] = done,
+            seen: set[int] = seen,
+            inside: list[str] = inside,
+        ) -> None:
+            seen.add(threading.get_ident())
+            inside.append(torch.__config__.parallel_info())
+            time.sleep(0.002)
+            done.append(number)
+
+        run_all(task, 40)
+        assert sorted(done) == list(range(40))
+        assert len(seen) <= threads
+        # torch's own threading, OpenMP's and MKL's are off in a worker.
+        for text in inside:
+            counts = re.findall(r"(?:get_num|get_max)_threads\(\) : (\d+)", text)
+            assert counts
+            assert set(counts) == {"1"}
+        assert torch.get_num_threads() == threads  # and as it was outside
+
+
+def test_new_threads_keep_torchs_default(set_threads: Callable[[int], None]) -> None:
+    set_threads(3)
+    run_all(lambda _: None, 5)
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert found == [3]
+
+
+def test_an_error_stops_the_rest_and_comes_out(set_threads: Callable[[int], None]) -> None:
+    set_threads(2)
+    done: list[int] = []
+
+    def task(number: int) -> None:
+        if number == 3:
+            raise ArithmeticError("three")
+        time.sleep(0.001)
+        done.append(number)
+
+    with pytest.raises(ArithmeticError, match="three"):
+        run_all(task, 10_000)
+    assert len(done) < 5_000
+    run_all(done.append, 2)  # the pool still works
+    run_all(done.append, 0)
+
+
+def test_float32_gate_restores_and_excludes() -> None:
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "bf16"
+        inside: list[str] = []
+        with float32_arithmetic("ieee"), float32_arithmetic("ieee"):
+            assert matmul.fp32_precision == "ieee"
+
+            def other() -> None:
+                with float32_arithmetic("tf32"):
+                    inside.append(matmul.fp32_precision)
+
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join(0.2)
+            assert not inside  # it waits for its turn
+            assert matmul.fp32_precision == "ieee"
+        thread.join(10)
+        assert inside == ["tf32"]
+        assert matmul.fp32_precision == "bf16"
+    finally:
+        matmul.fp32_precision = before
+
+
+def test_float32_gate_restores_after_an_error() -> None:
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    with pytest.raises(KeyError), float32_arithmetic("ieee"):
+        raise KeyError
+    assert matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(5, 1), (4, 3), (16, 64), (8, 1000)])
+def test_rounding_keeps_row_sums(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape) * 0.05
+    weight[0] = 0
+    rounded = round_keeping_row_sums(weight, dtype)
+    nearest = weight.to(dtype)
+    assert rounded.dtype == dtype
+
+    def drift(w: torch.Tensor) -> torch.Tensor:
+        return (w.double() - weight.double()).sum(1).abs()
+
+    assert (drift(rounded) <= drift(nearest) + 1e-9).all()
+    if shape[1] >= 64:
+        assert drift(rounded).max() < 0.2 * drift(nearest).max()
+    # Every element is one of the two neighbours, and the squared error hardly grows.
+    lower = torch.nextafter(nearest, torch.full_like(nearest, -torch.inf))
+    upper = torch.nextafter(nearest, torch.full_like(nearest, torch.inf))
+    assert ((rounded == nearest) | (rounded == lower) | (rounded == upper)).all()
+    squared = (rounded.double() - weight).square().mean()
+    assert squared <= 1.3 * (nearest.double() - weight).square().mean() or shape[1] < 64
+
+
+def test_published_computation_is_the_same_score() -> None:
+    model = load_model("starter")
+    images = torch.randint(0, 256, (4, 3, 112, 112), dtype=torch.uint8)
+    normalised = (images.float() / 255 - 0.5) / 0.5
+    want = published_scores(copy.deepcopy(model).double(), normalised, torch.float64)
+    got = Scorer(model, dtype="float32", gauge=None)(images).score
+    assert got is not None
+    assert torch.allclose(got, want.float(), atol=1e-5)
+
+
+def test_automatic_dtype_is_never_int8() -> None:
+    assert resolve_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
