@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``fiqa-fast``.
+
+One file per command. Heavy modules are imported inside the commands, so that help is instant.
+Every error of the user's is one line on standard error and exit status 2; an interrupt is one
+line and 130; a closed pipe is silent.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from fiqa_fast.cli.errors import PIPE_CLOSED, USAGE, explain
+from fiqa_fast.cli.group import Interrupted, PipeClosed, group
+
+__all__ = ["main"]
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status."""
+    _terminate_cleanly()
+    sys.exit(_run(list(sys.argv[1:] if args is None else args)))
+
+
+def _run(args: list[str]) -> int:
+    try:
+        status = group.main(args, prog_name="fiqa-fast", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return USAGE
+    except (Interrupted, click.Abort, KeyboardInterrupt):
+        start = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C in this line
+        click.echo(f"{start}fiqa-fast: interrupted", err=True)
+        return 128 + signal.SIGINT
+    except (PipeClosed, BrokenPipeError):
+        # Python would complain once again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:
+        message = explain(error)
+        if message is None or os.environ.get("FIQA_FAST_TRACEBACK"):
+            raise
+        click.echo(f"fiqa-fast: error: {message}", err=True)
+        return USAGE
+
+
+def _terminate_cleanly() -> None:
+    """Make SIGTERM and SIGHUP unwind as an exit does, so that temporary files are removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+                signal.signal(getattr(signal, name), stop)

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from fiqa_fast.models import FaceViT
+
+__all__ = [
+    "OUTPUTS",
+    "load",
+    "model_options",
+    "parse_architecture",
+    "parse_outputs",
+    "quiet_pillow",
+    "scorer_options",
+    "split",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Known here so that help and a first check need no torch; a test compares it with the scorer's.
+OUTPUTS = ("score", "embedding", "patch_map", "query_map", "head_scores", "exit_scores")
+
+# Keys of --architecture and how their values read.
+_ARCHITECTURE_KEYS: dict[str, Callable[[str], Any]] = {
+    "patch_size": int,
+    "embed_dim": int,
+    "depth": int,
+    "num_heads": int,
+    "mlp_ratio": float,
+    "num_classes": int,
+    "qkv_bias": lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
+}
+
+
+def model_options(function: F) -> F:
+    """Add the options that choose a model."""
+    for option in (
+        click.option(
+            "--architecture",
+            metavar="NAME|KEY=VALUE,...",
+            help="What the checkpoint is, where its file does not say: a name from `fiqa-fast "
+            f"models`, or any of {', '.join(_ARCHITECTURE_KEYS)}.",
+        ),
+        click.option(
+            "--model",
+            default="starter",
+            show_default=True,
+            metavar="starter|PATH",
+            help="The built-in model, or a checkpoint file.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def scorer_options(function: F) -> F:
+    """Add the options that say what is computed, and on what."""
+    for option in reversed(
+        (
+            click.option(
+                "--method",
+                default="attn-fiqa",
+                show_default=True,
+                metavar="NAME",
+                help="Which quality to compute.",
+            ),
+            click.option(
+                "--reduction",
+                type=click.Choice(
+                    ["mean", "median", "max", "inverse_std", "row_variance", "centered_variance"]
+                ),
+                default="mean",
+                show_default=True,
+                help="How attn-fiqa reduces the attention logits.",
+            ),
+            click.option(
+                "--heads",
+                default="all",
+                show_default=True,
+                metavar="all|average|INT",
+                callback=_parse_heads,
+                help="Reduce over all heads, over their averaged logits, or over one head.",
+            ),
+            click.option(
+                "--exit",
+                "exit_block",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Take the score of this block, counted from 1 (default: the last).",
+            ),
+            click.option(
+                "--fusion",
+                type=click.Choice(["uniform", "depth"]),
+                help="Fuse the scores of all blocks up to the exit.",
+            ),
+            click.option(
+                "--gauge",
+                default="auto",
+                show_default=True,
+                metavar="auto|none|PATH",
+                help="auto: calibrated scores where the model comes with a gauge; none: the "
+                "published scores; or a gauge file.",
+            ),
+            click.option(
+                "--device",
+                default="auto",
+                show_default=True,
+                metavar="auto|cpu|cuda|cuda:N",
+                help="Where to compute; auto takes a GPU if there is one.",
+            ),
+            click.option(
+                "--float32-precision",
+                type=click.Choice(["highest", "high"]),
+                default="highest",
+                show_default=True,
+                help="high allows split-precision products in float32.",
+            ),
+            click.option(
+                "--threads",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="CPU threads for the model (default: torch's choice).",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _parse_heads(_: click.Context, __: click.Parameter, text: str) -> str | int:
+    if text in ("all", "average"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"wanted all, average or a head number, got {text!r}") from None
+
+
+def split(text: str | None) -> list[str] | None:
+    """Split a comma-separated option; None stays None."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def parse_outputs(text: str) -> list[str]:
+    """Return the outputs wanted, ``score`` first and in any case."""
+    names = list(dict.fromkeys(["score", *(split(text) or [])]))
+    for name in names:
+        if name not in OUTPUTS:
+            raise click.BadParameter(
+                f"wanted some of {', '.join(OUTPUTS)}, got {name!r}", param_hint="--outputs"
+            )
+    return names
+
+
+def parse_architecture(text: str | None) -> str | dict[str, Any] | None:
+    """Return ``key=value,...`` as a dictionary; a registered name as it is."""
+    if text is None or "=" not in text:
+        return text
+    architecture: dict[str, Any] = {}
+    for part in split(text) or []:
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or key not in _ARCHITECTURE_KEYS:
+            wanted = ", ".join(_ARCHITECTURE_KEYS)
+            raise click.BadParameter(
+                f"wanted KEY=VALUE with KEY one of {wanted}, got {part!r}",
+                param_hint="--architecture",
+            )
+        try:
+            architecture[key] = _ARCHITECTURE_KEYS[key](value)
+        except (ValueError, KeyError):
+            raise click.BadParameter(
+                f"{key}={value} cannot be read", param_hint="--architecture"
+            ) from None
+    return architecture
+
+
+def load(model: str, architecture: str | None) -> FaceViT:
+    """Load the model that the options name."""
+    import fiqa_fast
+
+    return fiqa_fast.load_model(model, architecture=parse_architecture(architecture))
+
+
+def quiet_pillow() -> None:
+    """Let a damaged file speak once, through its error row, not through Pillow's warnings."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)

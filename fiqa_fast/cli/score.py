@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fiqa-fast score``: a gallery in, a table out."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fiqa_fast.cli.errors import STRICT
+from fiqa_fast.cli.group import version
+from fiqa_fast.cli.options import (
+    OUTPUTS,
+    load,
+    model_options,
+    parse_outputs,
+    quiet_pillow,
+    scorer_options,
+    split,
+)
+
+if TYPE_CHECKING:
+    from fiqa_fast.gallery.runner import Summary
+    from fiqa_fast.gallery.sources import Source
+    from fiqa_fast.scorer import Scorer
+
+__all__ = ["command"]
+
+
+@click.command("score", no_args_is_help=True)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Table to write: .parquet, .csv, .jsonl or .txt. Without it, scores go to the terminal.",
+)
+@click.option(
+    "--outputs",
+    default="score",
+    show_default=True,
+    metavar="NAME,...",
+    help=f"Columns: {', '.join(OUTPUTS)}. All but score need a .parquet or .jsonl table.",
+)
+@model_options
+@scorer_options
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of the model.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Images per batch; changes speed and memory, not scores.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads that decode images (default: one per core, at most 16).",
+)
+@click.option(
+    "--root",
+    metavar="DIR",
+    help="Where the relative paths of list files start (default: the list's own folder).",
+)
+@click.option("--ext", metavar="jpg,png,...", help="Take only these suffixes from folders.")
+@click.option("--strict", is_flag=True, help="Exit with status 1 if any image has no score.")
+@click.option("--quiet", is_flag=True, help="No progress and no summary; errors only.")
+def command(
+    inputs: tuple[str, ...],
+    output: str | None,
+    outputs: str,
+    model: str,
+    architecture: str | None,
+    exit_block: int | None,
+    threads: int | None,
+    batch_size: int,
+    workers: int | None,
+    root: str | None,
+    ext: str | None,
+    strict: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Score aligned face crops: higher is better.
+
+    INPUT is a folder (searched through, hidden names left out), an image file, or a list file
+    (.txt, one path per line). Every file is a row of the table, in a fixed order; one that is no
+    readable image has an error text instead of a score, and the run goes on.
+
+    \b
+    Examples:
+      fiqa-fast score crops/
+      fiqa-fast score crops/ -o scores.csv
+      fiqa-fast score crops/ --ext jpg -o scores.parquet --outputs score,embedding
+      fiqa-fast score list.txt --root /data/faces -o scores.txt
+      fiqa-fast score crops/ --gauge none --exit 4        published score of block 4
+      fiqa-fast score crops/ --model vit.safetensors --architecture num_heads=8
+    """
+    quiet_pillow()
+    # What can be refused is refused before the model is loaded and any image is read.
+    from fiqa_fast.gallery.sinks import check_sink
+    from fiqa_fast.gallery.sources import open_sources
+
+    names = parse_outputs(outputs)
+    has_errors = check_sink(output, names)
+    sources = open_sources(inputs, root, split(ext), output)
+
+    from fiqa_fast.cli.scorer import make_scorer
+
+    scorer, size = make_scorer(load(model, architecture), names, exit_block, threads, options)
+    from fiqa_fast.gallery.progress import choose_progress
+    from fiqa_fast.gallery.runner import run
+    from fiqa_fast.gallery.sinks import open_sink, text_key
+
+    total = None if quiet else sum(source.count() for source in sources)
+    progress = choose_progress(total, quiet, output is None and sys.stdout.isatty())
+    sink = open_sink(output, names, {**scorer.describe(), "version": version()})
+    summary = run(
+        (item for source in sources for item in source),
+        scorer,
+        sink,
+        size=size,
+        outputs=names,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        on_error=None if has_errors else lambda k, e: progress.tell(f"{text_key(k)}: {e}"),
+    )
+    if not quiet:
+        click.echo(f"{model}: {_meaning(scorer)}", err=True)
+        for line in _report(summary, sources, size, output, has_errors):
+            click.echo(line, err=True)
+    return STRICT if strict and summary.failed else 0
+
+
+def _meaning(scorer: Scorer) -> str:
+    """Say what the scores are, for a reader who will see the numbers alone."""
+    facts = scorer.describe()
+    parts = [facts["method"], facts["reduction"]]
+    if facts["heads"] != "all":
+        parts.append(f"heads {facts['heads']}")
+    parts.append(f"exit {facts['exit']}")
+    if facts["fusion"] is not None:
+        parts.append(f"{facts['fusion']} fusion")
+    parts.append("published scores" if scorer.gauge is None else "calibrated by its gauge")
+    return f"{', '.join(parts)}; {facts['dtype']} on {facts['device']}"
+
+
+def _report(
+    summary: Summary, sources: list[Source], size: int, output: str | None, has_errors: bool
+) -> list[str]:
+    statistics = summary.statistics
+    lines = [
+        f"{summary.scored} of {summary.images} images scored in {summary.seconds:.1f} s, "
+        f"{summary.rate:.1f} images/s"
+    ]
+    if summary.scored:
+        about = "" if statistics.exact else "about "
+        lines.append(
+            f"score: min {statistics.minimum:.6f}, median {about}{statistics.median:.6f}, "
+            f"max {statistics.maximum:.6f}"
+        )
+    if summary.failed:
+        where = "in the column error" if has_errors else "above"
+        lines.append(f"{summary.failed} without a score; the reasons stand {where}")
+    if summary.resized:
+        much = f" ({summary.reduced} reduced more than twofold)" if summary.reduced else ""
+        lines.append(f"{summary.resized} resized to {size} x {size}{much}: are they aligned crops?")
+    skipped = sum(getattr(source, "skipped", 0) for source in sources)
+    if skipped:
+        lines.append(f"{skipped} passed over: links to folders, pipes, sockets or devices")
+    if output is not None:
+        lines.append(f"written to {output}")
+    return lines

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from contextlib import suppress
+from typing import BinaryIO
+
+from fiqa_fast.gallery.errors import OutputError
+
+__all__ = ["AtomicFile", "check_target"]
+
+
+def check_target(path: str | os.PathLike[str]) -> str:
+    """Return the real path that will be written, or raise :class:`OutputError` saying why not.
+
+    A link keeps pointing where it does: the file behind it is the one replaced.
+    """
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise OutputError(f"{path}: the folder {folder} does not exist; create it first")
+    if os.path.lexists(target):
+        if not stat.S_ISREG(os.stat(target).st_mode):
+            raise OutputError(f"{path}: wanted a file to write, got a folder, pipe or device")
+        if not os.access(target, os.W_OK):
+            raise OutputError(f"{path}: this file exists and must not be written")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: the folder {folder} must not be written to")
+    return target
+
+
+class AtomicFile:
+    """A binary file under a hidden temporary name that takes its place on :meth:`commit`.
+
+    Until then whatever was there before stays untouched; :meth:`abort` leaves no trace.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Create the temporary file; raises :class:`OutputError` where that is impossible."""
+        self._target = check_target(path)
+        folder = os.path.dirname(self._target)
+        # Not derived from the target's name, which may already be as long as names can be.
+        self._temporary = os.path.join(folder, f".fiqa-fast-{secrets.token_hex(8)}.tmp")
+        try:
+            # Unlike tempfile's, this file gets the permissions of any other new file.
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+            descriptor = os.open(self._temporary, flags, 0o666)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot write here: {error.strerror}") from error
+        self.file: BinaryIO = os.fdopen(descriptor, "wb")
+        if os.path.exists(self._target):
+            shutil.copymode(self._target, self._temporary)
+
+    def commit(self) -> None:
+        """Put the file in its place, on disk before it is visible."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        os.replace(self._temporary, self._target)
+        with suppress(OSError):  # not every file system lets a folder be synchronised
+            descriptor = os.open(os.path.dirname(self._target), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def abort(self) -> None:
+        """Remove the temporary file; does nothing after :meth:`commit`."""
+        with suppress(OSError):  # closing flushes, which fails again on a full disk
+            self.file.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._temporary)

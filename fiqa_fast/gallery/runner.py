@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs items through a scorer: decode threads ahead of it, one scoring thread, rows in order.
+
+    items -> [decode threads] -> batcher -> [scoring thread] -> sink, progress, statistics
+
+The number of images between the two ends is bounded, so memory does not grow with the gallery.
+Pillow and torch release the interpreter while they work, so decoding, scoring and writing
+overlap. The calling thread only waits, packs and writes; an interrupt reaches it at once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fiqa_fast.errors import ImageError
+from fiqa_fast.gallery.errors import ScoringError
+from fiqa_fast.gallery.progress import Progress, SilentProgress
+from fiqa_fast.gallery.sinks import Floats, Rows, Sink
+from fiqa_fast.gallery.sources import Item
+from fiqa_fast.gallery.statistics import ScoreStatistics
+from fiqa_fast.images import Fitted, decode, describe, fit
+
+__all__ = ["Summary", "default_workers", "run"]
+
+# Items decoded by one task: enough that handing tasks over costs little, few enough that a batch
+# is spread over all threads.
+_CHUNK = 8
+# Rows without an image that may gather before they are written, however empty the batch is.
+_MAX_PENDING_ROWS = 4096
+
+
+# uint8 [B, 3, size, size] -> an object with the outputs as attributes, each [B, ...]
+Scoring = Callable[[torch.Tensor], Any]
+
+
+@dataclass
+class Summary:
+    """What a run did. Seconds run from the first item asked for to the table in its place."""
+
+    images: int = 0
+    failed: int = 0
+    resized: int = 0  # of another size than the model's
+    reduced: int = 0  # of these, more than twofold
+    seconds: float = 0.0
+    scoring_seconds: float = 0.0  # spent inside the scorer
+    statistics: ScoreStatistics = field(default_factory=ScoreStatistics)
+
+    @property
+    def scored(self) -> int:
+        """Images with a score."""
+        return self.images - self.failed
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.images / self.seconds if self.seconds > 0 else float("nan")
+
+
+def default_workers() -> int:
+    """Return how many decode threads to use: one per core that this process may use, at most 16."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS or Windows
+        cores = os.cpu_count() or 1
+    return min(16, cores)
+
+
+def run(
+    items: Iterable[Item],
+    scorer: Scoring,
+    sink: Sink,
+    *,
+    size: int,
+    outputs: Iterable[str] = ("score",),
+    batch_size: int = 32,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    on_error: Callable[[str, str], None] | None = None,
+) -> Summary:
+    """Score ``items`` in order and write one row for each to ``sink``.
+
+    ``scorer`` gets uint8 RGB [B, 3, size, size] with B = ``batch_size``, but for the last batches,
+    and returns an object with the attributes named in ``outputs``, and ``score`` in any case.
+    An image that cannot be decoded, or whose score is not finite, becomes a row with an error;
+    ``on_error(key, text)`` hears of it too.
+
+    The sink is committed at the end, and aborted where anything raises. Raises
+    :class:`ScoringError` where the scorer fails, and whatever the source or the sink raise.
+    """
+    workers = default_workers() if workers is None else workers
+    vectors = [name for name in outputs if name != "score"]
+    progress = SilentProgress() if progress is None else progress
+    summary = Summary()
+    start = time.perf_counter()
+    decoders = ThreadPoolExecutor(workers, "fiqa_fast-decode")
+    scoring = ThreadPoolExecutor(1, "fiqa_fast-score")
+    running: deque[tuple[_Batch, Future[Values] | None]] = deque()
+
+    def finish() -> None:
+        batch, job = running.popleft()
+        rows = _rows(batch, job.result() if job is not None else None, score.shapes)
+        sink.write(rows)
+        _count(summary, batch, rows)
+        if on_error is not None:
+            for key, error in zip(rows.keys, rows.errors, strict=True):
+                if error is not None:
+                    on_error(key, error)
+        progress.update(len(rows))
+
+    try:
+        score = _Scorer(scorer, size, vectors)
+        # Two batches ahead of the one being packed, and something to do for every thread.
+        window = -(-2 * batch_size // _CHUNK) + workers
+        for batch in _batches(_decode_ahead(items, decoders, window, size), batch_size):
+            job = scoring.submit(score, batch.pixels) if len(batch.pixels) else None
+            running.append((batch, job))
+            if len(running) > 1:  # write one batch while the next is being scored
+                finish()
+        while running:
+            finish()
+        sink.commit()
+    except BaseException:  # an interrupt too must leave no half-written table
+        sink.abort()
+        raise
+    finally:
+        progress.close()
+        decoders.shutdown(wait=False, cancel_futures=True)
+        scoring.shutdown(wait=False, cancel_futures=True)
+    summary.scoring_seconds = score.seconds
+    summary.seconds = time.perf_counter() - start
+    return summary
+
+
+@dataclass
+class _Decoded:
+    key: str
+    fitted: Fitted | None
+    resized: bool
+    error: str | None
+
+
+def _decode_item(item: Item, size: int) -> _Decoded:
+    try:
+        with item.open() as file:
+            pixels = decode(file)
+        return _Decoded(item.key, fit(pixels, size), pixels.shape[:2] != (size, size), None)
+    except ImageError as error:
+        return _Decoded(item.key, None, False, str(error))
+    except Exception as error:  # what a storage raises concerns this item alone
+        return _Decoded(item.key, None, False, describe(error))
+
+
+def _decode_chunk(items: list[Item], size: int) -> list[_Decoded]:
+    return [_decode_item(item, size) for item in items]
+
+
+def _decode_ahead(
+    items: Iterable[Item], pool: ThreadPoolExecutor, window: int, size: int
+) -> Iterator[_Decoded]:
+    """Decode at most ``window`` chunks ahead of what is taken, and yield in order."""
+    source = iter(items)
+    waiting: deque[Future[list[_Decoded]]] = deque()
+    while True:
+        while len(waiting) < window and (chunk := list(islice(source, _CHUNK))):
+            waiting.append(pool.submit(_decode_chunk, chunk, size))
+        if not waiting:
+            return
+        yield from waiting.popleft().result()
+
+
+@dataclass
+class _Batch:
+    """Consecutive rows; the images among them fill a batch wherever there are enough."""
+
+    rows: list[_Decoded]
+    pixels: torch.Tensor  # uint8 [B, 3, size, size]
+
+
+def _batches(decoded: Iterator[_Decoded], batch_size: int) -> Iterator[_Batch]:
+    rows: list[_Decoded] = []
+    planes: list[npt.NDArray[np.uint8]] = []
+    for row in decoded:
+        rows.append(row)
+        if row.fitted is not None:
+            planes.append(row.fitted.planes)
+        if len(planes) == batch_size or len(rows) >= batch_size + _MAX_PENDING_ROWS:
+            yield _Batch(rows, _stack(planes))
+            rows, planes = [], []
+    if rows:
+        yield _Batch(rows, _stack(planes))
+
+
+def _stack(planes: list[npt.NDArray[np.uint8]]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(planes)) if planes else torch.empty(0, dtype=torch.uint8)
+
+
+Values = Mapping[str, Floats]  # "score" and the other outputs by name, each [B, ...]
+
+
+class _Scorer:
+    """The scorer with what it returns checked and brought to numpy, and its time taken."""
+
+    def __init__(self, scorer: Scoring, size: int, vectors: Sequence[str]) -> None:
+        self.seconds = 0.0
+        self._scorer = scorer
+        self._names = ("score", *vectors)
+        # A blank image tells the shapes, which a table needs before its first row; without
+        # vectors they are known.
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        if vectors:
+            blank = self(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+            self.shapes = {name: blank[name].shape[1:] for name in vectors}
+            self.seconds = 0.0
+
+    def __call__(self, pixels: torch.Tensor) -> Values:
+        start = time.perf_counter()
+        try:
+            result = self._scorer(pixels)
+            values = {name: _to_numpy(getattr(result, name)) for name in self._names}
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise ScoringError(f"the scorer failed: {type(error).__name__}: {text}") from error
+        for name, value in values.items():
+            if len(value) != len(pixels):
+                raise ScoringError(
+                    f"wanted {name} of {len(pixels)} images from the scorer, got {len(value)}"
+                )
+        self.seconds += time.perf_counter() - start
+        return values
+
+
+def _to_numpy(value: torch.Tensor | None) -> Floats:
+    if value is None:
+        raise ValueError("an output that was asked for is None")
+    return value.detach().to("cpu", torch.float32).numpy()
+
+
+def _rows(batch: _Batch, values: Values | None, shapes: Mapping[str, tuple[int, ...]]) -> Rows:
+    """Spread the values of a batch's images over all its rows; what is not finite is an error."""
+    n = len(batch.rows)
+    errors = [row.error for row in batch.rows]
+    score = np.full(n, np.nan, np.float32)
+    columns = {name: np.full((n, *shape), np.nan, np.float32) for name, shape in shapes.items()}
+    good = np.array([row.fitted is not None for row in batch.rows], dtype=bool)
+    if values is not None:
+        score[good] = values["score"]
+        for name, column in columns.items():
+            column[good] = values[name]
+    for i in np.flatnonzero(good & ~np.isfinite(score)):
+        errors[i] = f"wanted a finite score, got {score[i]}; try --dtype float32"
+    return Rows([row.key for row in batch.rows], errors, score, columns)
+
+
+def _count(summary: Summary, batch: _Batch, rows: Rows) -> None:
+    good = np.array([error is None for error in rows.errors], dtype=bool)
+    summary.images += len(rows)
+    summary.failed += int(np.count_nonzero(~good))
+    summary.resized += sum(row.resized for row in batch.rows)
+    summary.reduced += sum(
+        row.fitted is not None and row.fitted.reduction > 2 for row in batch.rows
+    )
+    summary.statistics.add(rows.score[good])
