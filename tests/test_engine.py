@@ -13,10 +13,13 @@ import pytest
 import torch
 
 from fiqa_fast import Scorer, load_model
+from fiqa_fast.engine.eager import CPU_GROUP_TOKENS, TILE_ROWS, cpu_group
 from fiqa_fast.engine.hardware import float32_arithmetic, resolve_dtype
+from fiqa_fast.engine.packed import PackedLinear, can_pack, pack_blocks
 from fiqa_fast.engine.published import published_scores
 from fiqa_fast.engine.rounding import round_keeping_row_sums
 from fiqa_fast.engine.workers import run_all
+from fiqa_fast.models.vit import Linear
 
 
 def test_every_task_runs_once_and_alone(set_threads: Callable[[int], None]) -> None:
@@ -143,3 +146,33 @@ def test_published_computation_is_the_same_score() -> None:
 
 def test_automatic_dtype_is_never_int8() -> None:
     assert resolve_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 32, 48, 49, 64, 112, 127, 128, 144, 196])
+def test_groups_hold_whole_tiles_of_rows(tokens: int) -> None:
+    group = cpu_group(tokens)
+    assert group >= 1
+    assert group == 1 or (tokens % TILE_ROWS == 0 and group * tokens <= CPU_GROUP_TOKENS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_packed_blocks_compute_the_same(dtype: torch.dtype) -> None:
+    if not can_pack(dtype):
+        pytest.skip(f"no packed {dtype} on this processor")
+    model = load_model("starter")
+    plain = copy.deepcopy(model)
+    for module in plain.blocks.modules():  # type: ignore[attr-defined]
+        if isinstance(module, Linear):
+            module.to(dtype)
+    packed = copy.deepcopy(plain)
+    pack_blocks(packed, 2 * 64)
+    assert sum(isinstance(m, PackedLinear) for m in packed.modules()) == 4 * 8
+    x = torch.randn(2, 64, 256)
+    with torch.inference_mode():
+        for before, after in zip(plain.blocks, packed.blocks, strict=True):
+            want, got = before(x), after(x)
+            assert got.dtype == torch.float32
+            scale = torch.finfo(dtype).eps * want.abs().max()
+            assert (got - want).abs().max() <= 8 * scale
+            x = want
+    assert isinstance(model.blocks[0].mlp.act, torch.nn.ReLU6)  # the original is untouched

@@ -118,11 +118,13 @@ def test_only_what_was_asked_for_is_computed(model: FaceViT, images: torch.Tenso
     assert result.patch_map is not None
 
 
+# Tokens per image: 64, 16 and 49; the first two share groups, the last goes alone.
+@pytest.mark.parametrize("name", ["starter", "qkv_bias", "patch16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_bitwise_whatever_the_batch_and_the_threads(
-    images: torch.Tensor, dtype: str, set_threads: Callable[[int], None]
+    dtype: str, name: str, set_threads: Callable[[int], None]
 ) -> None:
-    model = load_model("starter")
+    model = load_model("starter") if name == "starter" else make_model(CONFIGS[name])
     images = torch.randint(0, 256, (33, 3, 112, 112), dtype=torch.uint8)
     scorer = Scorer(model, outputs=("score", "exit_scores", "patch_map", "embedding"), dtype=dtype)
     set_threads(1)
