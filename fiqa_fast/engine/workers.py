@@ -70,7 +70,7 @@ def _at_least(workers: int) -> ThreadPoolExecutor:
 def _start(workers: int) -> ThreadPoolExecutor:
     """A pool whose threads all exist and run torch single-threaded."""
     asked = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="fiqa_fast")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="fiqa_fast-engine")
     gate = threading.Barrier(workers)
 
     def settle() -> None:
