@@ -387,6 +387,7 @@ def test_interrupts_leave_nothing_behind(
     path.write_text("old")
     process = subprocess.Popen(
         [*COMMAND, "score", str(tmp_path / "list.txt"), "-o", str(path)],
+        cwd=tmp_path,  # not the source tree, which has no compiled libraries
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -413,6 +414,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.png\n" * 5000)
     process = subprocess.Popen(
         [*COMMAND, "score", str(tmp_path / "list.txt"), "--quiet"],
+        cwd=tmp_path,  # not the source tree, which has no compiled libraries
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
