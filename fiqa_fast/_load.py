@@ -17,7 +17,7 @@ import torch
 _FOLDER = Path(__file__).resolve().parent
 
 try:
-    from fiqa_fast import _C
+    import fiqa_fast._C as _C
 except ImportError as error:
     if any(_FOLDER.glob("_C.*so")):
         raise ImportError(
@@ -44,9 +44,9 @@ def _load_cuda() -> CudaStatus:
         return CudaStatus(False, f"this torch ({torch.__version__}) has no CUDA")
     libraries = sorted(_FOLDER.glob("_C_cuda.*so"))
     if not libraries:
-        from fiqa_fast import _runtime
+        from fiqa_fast._runtime import build_info
 
-        built = _runtime.build_info()["cuda"]
+        built = build_info()["cuda"]
         return CudaStatus(False, f"fiqa_fast was {built}")
     try:
         torch.ops.load_library(str(libraries[0]))
