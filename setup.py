@@ -138,8 +138,16 @@ def choose_cuda() -> Toolkit | str:
             fail(f"FIQA_FAST_CUDA=1 needs a CUDA toolkit: {home}")
         return f"built without CUDA: {home}"
     nvcc = home / "bin/nvcc"
-    version = re.search(r"release (\d+\.\d+)", nvcc_says(nvcc, "--version"))
-    return Toolkit(home, version[1] if version else "unknown", choose_archs(nvcc))
+    try:
+        version = re.search(r"release (\d+)(\.\d+)", nvcc_says(nvcc, "--version"))
+        problem = "" if version and int(version[1]) >= 12 else "older than 12, the first for C++20"
+    except (OSError, subprocess.CalledProcessError) as error:
+        version, problem = None, f"does not run: {error}"
+    if problem or version is None:
+        if choice == "1":
+            fail(f"FIQA_FAST_CUDA=1 needs a CUDA toolkit of 12 or newer: {nvcc} is {problem}")
+        return f"built without CUDA: {nvcc} is {problem}"
+    return Toolkit(home, version[1] + version[2], choose_archs(nvcc))
 
 
 class NinjaFile:
@@ -200,7 +208,8 @@ class Build:
             "link", f"{self.cxx} -shared -o $out $in $flags {os.environ.get('LDFLAGS', '')}"
         )
         if isinstance(cuda, Toolkit):
-            host = f"-ccbin {self.cxx} " if os.environ.get("CXX") else ""
+            # The compiler itself: CXX may start with a launcher such as ccache.
+            host = f"-ccbin {shlex.split(self.cxx)[-1]} " if os.environ.get("CXX") else ""
             self.ninja.rule(
                 "nvcc",
                 f"{cuda.nvcc} {host}-MD -MF $out.d {' '.join(NVCC_FLAGS)} --threads 2 "

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .engine.eager import EagerEngine
@@ -21,6 +23,7 @@ from .models.vit import FaceViT
 from .quality.attn_fiqa import OUTPUTS as QUALITY_OUTPUTS
 from .quality.attn_fiqa import AttnFiqa
 from .quality.reductions import Heads
+from .workers import run_alone
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 METHODS = ("attn-fiqa",)
 OUTPUTS = ("score", "embedding", *QUALITY_OUTPUTS[1:])
+# Normalised pixels lie within 1; augmentation may take them a little beyond, 0..255 far beyond.
+NORMALIZED_LIMIT = 4.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +47,7 @@ class QualityResult:
             over heads, gauge included).
         query_map: [B, gh, gw], mean published logit of each patch's query.
         head_scores: [B, H], published mean logit of each head.
-        exit_scores: [B, L], the score that each block alone would give.
+        exit_scores: [B, L], the score that each block alone would give, whatever ``exit`` is.
     """
 
     score: Tensor | None = None
@@ -52,12 +57,16 @@ class QualityResult:
     head_scores: Tensor | None = None
     exit_scores: Tensor | None = None
 
+    def _present(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
     def __len__(self) -> int:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                return len(value)
-        return 0
+        return max((len(value) for value in self._present().values()), default=0)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in self._present().items())
+        return f"QualityResult({shapes})"
 
 
 class Scorer:
@@ -117,31 +126,49 @@ class Scorer:
             )
         self.method = method
         self.outputs = _checked_outputs(outputs)
+        heads, exit = _whole(heads), _whole(exit)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.float32_precision = float32_precision
         self.reduction, self.heads, self.fusion = reduction, heads, fusion
         self.exit = model.config.depth if exit is None else exit
         self.config = model.config
-        self.gauge = _resolve_gauge(gauge, model, reduction == "mean" and not _one_head(heads))
         self._model_sha256 = model.checkpoint_sha256
+        # On a worker, as all torch work here: see fiqa_fast.workers.
+        self._state_sha256 = run_alone(lambda: state_dict_sha256(model))
+        applies = reduction == "mean" and not isinstance(heads, int)
+        self.gauge = _resolve_gauge(gauge, model, self._state_sha256, applies)
+        self._engine = run_alone(lambda: self._build(model))
+
+    def _build(self, model: FaceViT) -> EagerEngine:
         quality = AttnFiqa(
             model,
             self.outputs,
-            reduction=reduction,
-            heads=heads,
+            reduction=self.reduction,
+            heads=self.heads,
             exit=self.exit,
-            fusion=fusion,
+            fusion=self.fusion,
             gauge=self.gauge,
             device=self.device,
         )
-        self._engine = EagerEngine(
+        return EagerEngine(
             model,
             quality,
             embedding="embedding" in self.outputs,
             device=self.device,
             dtype=self.dtype,
-            float32_precision=float32_precision,
+            float32_precision=self.float32_precision,
+        )
+
+    def __repr__(self) -> str:
+        facts = {name: value for name, value in self.describe().items() if "sha256" not in name}
+        del facts["architecture"]
+        return f"Scorer({', '.join(f'{name}={value!r}' for name, value in facts.items())})"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Scorer cannot be copied or pickled: it holds weights laid out for this machine; "
+            "pass the model (or its path) on and build a Scorer where it is used"
         )
 
     def __call__(
@@ -174,6 +201,7 @@ class Scorer:
             "fusion": self.fusion,
             "outputs": list(self.outputs),
             "model_sha256": self._model_sha256,
+            "state_sha256": self._state_sha256,
             "architecture": dataclasses.asdict(self.config),
             "gauge_sha256": None if self.gauge is None else self.gauge.sha256(),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -183,13 +211,17 @@ class Scorer:
         }
 
 
-def _one_head(heads: Heads) -> bool:
-    return isinstance(heads, int)
+def _whole(value: Any) -> Any:
+    """numpy's and others' whole numbers as int; anything else as it is, to be refused by name."""
+    if isinstance(value, (bool, str)) or not hasattr(value, "__index__"):
+        return value
+    return operator.index(value)
 
 
-def _checked_outputs(outputs: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(outputs, str):
+def _checked_outputs(outputs: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(outputs, str) or not isinstance(outputs, Iterable):
         raise ValueError(f'outputs must be a sequence such as ("score",), got {outputs!r}')
+    outputs = tuple(outputs)
     unknown = [name for name in outputs if name not in OUTPUTS]
     if unknown or not outputs:
         raise ValueError(
@@ -199,9 +231,13 @@ def _checked_outputs(outputs: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(outputs))
 
 
-def _resolve_gauge(gauge: str | Path | Gauge | None, model: FaceViT, applies: bool) -> Gauge | None:
+def _resolve_gauge(
+    gauge: str | Path | Gauge | None, model: FaceViT, state_sha256: str, applies: bool
+) -> Gauge | None:
     if gauge is None:
         return None
+    if not isinstance(gauge, (str, Path, Gauge)):
+        raise ValueError(f'gauge must be "auto", None, a path or a Gauge, got {gauge!r}')
     automatic = isinstance(gauge, str) and gauge == "auto"
     if automatic:
         checkpoint = model.checkpoint_path
@@ -212,16 +248,16 @@ def _resolve_gauge(gauge: str | Path | Gauge | None, model: FaceViT, applies: bo
             return None
     elif not applies:
         raise ValueError(
-            "a gauge belongs to the mean over all heads; pass gauge=None with another reduction "
-            "or with one head"
+            "a gauge belongs to the mean over all heads: leave it out (gauge=None, --gauge none) "
+            "with another reduction or with one head"
         )
     if not isinstance(gauge, Gauge):
         gauge = load_gauge(gauge)
-    _check_gauge(gauge, model)
+    _check_gauge(gauge, model, state_sha256)
     return gauge
 
 
-def _check_gauge(gauge: Gauge, model: FaceViT) -> None:
+def _check_gauge(gauge: Gauge, model: FaceViT, state_sha256: str) -> None:
     where = f"gauge {gauge.source}".strip()
     wanted = [model.config.depth, model.config.embed_dim]
     if list(gauge.query_weight.shape) != wanted:
@@ -229,7 +265,18 @@ def _check_gauge(gauge: Gauge, model: FaceViT) -> None:
             f"{where}: wanted query_weight {wanted} for this model, got "
             f"{list(gauge.query_weight.shape)}: it belongs to another model"
         )
-    actual = model.checkpoint_sha256 if gauge.hash == "file" else state_dict_sha256(model)
+    actual = model.checkpoint_sha256 if gauge.hash == "file" else state_sha256
+    if gauge.hash == "file" and actual == gauge.model_sha256:
+        if model.checkpoint_state_sha256 != state_sha256:
+            raise CheckpointError(
+                f"{where}: the model's weights were changed after loading, and it belongs to the "
+                "file's; pass gauge=None for published scores"
+            )
+        if model.checkpoint_config != model.config:
+            raise CheckpointError(
+                f"{where}: belongs to the model as its file describes it, and this one was loaded "
+                "with another architecture; pass gauge=None (--gauge none) for published scores"
+            )
     if actual != gauge.model_sha256:
         raise CheckpointError(
             f"{where}: belongs to another model ({gauge.hash} sha256 {gauge.model_sha256[:12]}..., "
@@ -240,26 +287,42 @@ def _check_gauge(gauge: Gauge, model: FaceViT) -> None:
 
 def _as_batch(images: Tensor | Sequence[ImageLike], normalized: bool, size: int) -> Tensor:
     """uint8 [B, 3, size, size], or float32 for normalised input."""
-    if not isinstance(images, Tensor):
-        if normalized:
-            raise ImageError("normalized=True goes with a float tensor [B, 3, H, W], got a list")
-        if isinstance(images, (str, Path)) or not isinstance(images, Sequence):
-            raise ImageError(
-                "images must be a uint8 tensor [B, 3, H, W] or a list of paths, PIL images or "
-                f"uint8 arrays [H, W, 3]; got {type(images).__name__}"
-            )
-        loaded = [load_image(image, size) for image in images]
-        return torch.stack(loaded) if loaded else torch.zeros(0, 3, size, size, dtype=torch.uint8)
+    if isinstance(images, Tensor):
+        return run_alone(lambda: _checked_tensor(images, normalized, size))
+    if normalized:
+        raise ImageError("normalized=True goes with a float tensor [B, 3, H, W], got a list")
+    if isinstance(images, (str, Path)) or not isinstance(images, Sequence):
+        raise ImageError(
+            "images must be a uint8 tensor [B, 3, H, W] or a list of paths, PIL images or uint8 "
+            f"arrays [H, W, 3], a list also of one; got {type(images).__name__}"
+        )
+    loaded = [load_image(image, size).numpy() for image in images]
+    batch = np.stack(loaded) if loaded else np.zeros((0, 3, size, size), np.uint8)
+    return torch.from_numpy(batch)
+
+
+def _checked_tensor(images: Tensor, normalized: bool, size: int) -> Tensor:
     if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ImageError(f"images must be RGB [B, 3, H, W], got {list(images.shape)}")
-    if normalized:
-        if not images.is_floating_point():
-            raise ImageError(f"normalized=True goes with a float tensor, got {images.dtype}")
-        images = images.float()
-    elif images.dtype != torch.uint8:
-        raise ImageError(
-            f"images must be uint8 (0..255), got {images.dtype}; for float images that are "
-            "already (x / 255 - 0.5) / 0.5 pass normalized=True"
-        )
+    if images.layout != torch.strided or images.is_meta:
+        raise ImageError("images must be a plain dense tensor that holds values")
     images = images.detach()
-    return images if images.shape[2:] == (size, size) else resize(images, size)
+    if not normalized:
+        if images.dtype != torch.uint8:
+            raise ImageError(
+                f"images must be uint8 (0..255), got {images.dtype}; for float images that are "
+                "already (x / 255 - 0.5) / 0.5 pass normalized=True"
+            )
+        return images if images.shape[2:] == (size, size) else resize(images, size)
+    if not images.is_floating_point():
+        raise ImageError(f"normalized=True goes with a float tensor, got {images.dtype}")
+    images = images.float()
+    extreme = images.abs().flatten(1).amax(1)
+    for number in (~(extreme <= NORMALIZED_LIMIT)).nonzero().flatten().tolist():
+        raise ImageError(
+            "normalized=True means values of (x / 255 - 0.5) / 0.5, about -1 to 1; image "
+            f"{number} of the batch holds {extreme[number].item():g}"
+        )
+    if images.shape[2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False)

@@ -18,8 +18,8 @@ from fiqa_fast.engine.hardware import float32_arithmetic, resolve_dtype
 from fiqa_fast.engine.packed import PackedLinear, can_pack, pack_blocks
 from fiqa_fast.engine.published import published_scores
 from fiqa_fast.engine.rounding import round_keeping_row_sums
-from fiqa_fast.engine.workers import run_all
 from fiqa_fast.models.vit import Linear
+from fiqa_fast.workers import run_all
 
 
 def test_every_task_runs_once_and_alone(set_threads: Callable[[int], None]) -> None:
@@ -78,6 +78,20 @@ def test_an_error_stops_the_rest_and_comes_out(set_threads: Callable[[int], None
     run_all(done.append, 0)
 
 
+def test_pools_may_grow_while_others_use_them(set_threads: Callable[[int], None]) -> None:
+    def work(threads: int) -> None:
+        torch.set_num_threads(threads)
+        for _ in range(30):
+            run_all(lambda _: None, threads)
+
+    callers = [threading.Thread(target=work, args=(n,)) for n in (1, 3, 5, 6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+        assert not caller.is_alive()
+
+
 def test_float32_gate_restores_and_excludes() -> None:
     matmul = torch.backends.mkldnn.matmul
     before = matmul.fp32_precision
@@ -101,6 +115,38 @@ def test_float32_gate_restores_and_excludes() -> None:
         assert matmul.fp32_precision == "bf16"
     finally:
         matmul.fp32_precision = before
+
+
+def test_float32_gate_is_fair_and_leaves_inherited_settings_inherited() -> None:
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            with float32_arithmetic("ieee"):
+                time.sleep(0.005)
+
+    threads = [threading.Thread(target=busy) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        start = time.monotonic()
+        with float32_arithmetic("tf32"):
+            pass
+        assert time.monotonic() - start < 5
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    backends = torch.backends
+    before = backends.fp32_precision
+    try:
+        backends.fp32_precision = "tf32"
+        with float32_arithmetic("ieee"):
+            pass
+        backends.fp32_precision = "ieee"
+        assert backends.mkldnn.matmul.fp32_precision == "ieee"
+    finally:
+        backends.fp32_precision = before
 
 
 def test_float32_gate_restores_after_an_error() -> None:

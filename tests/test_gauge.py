@@ -119,6 +119,17 @@ def test_another_models_gauge_is_refused(starter: FaceViT, tmp_path: Path) -> No
         Scorer(starter, gauge=small)
 
 
+def test_only_the_model_of_the_file(tmp_path: Path) -> None:
+    """Neither other weights nor another architecture under the file's digest get its gauge."""
+    changed = load_model("starter")
+    changed.blocks[7].attn.qkv.weight.mul_(1.1)
+    for model in (changed, load_model("starter", {"num_heads": 8})):
+        with pytest.raises(CheckpointError, match="gauge=None"):
+            Scorer(model)
+        assert Scorer(model, gauge=None).gauge is None
+    assert Scorer(load_model("starter", {"num_heads": 4})).gauge is not None  # as the file says
+
+
 def test_gauge_of_a_module_without_a_file(tmp_path: Path, images: torch.Tensor) -> None:
     model = FaceViT(ViTConfig(28, 16, 2, 2, 3, num_classes=8))
     digest = state_dict_sha256(model)

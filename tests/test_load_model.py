@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,13 +111,7 @@ def test_registered_name_as_architecture(
     assert "blocks.2" in text
     assert "mis-shaped" in text
     assert "pos_embed" in text
-    assert "cvlface_vit_base" in refusal_of_name(save(state), "vit_xl")
-
-
-def refusal_of_name(path: Path, name: str) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        load_model(path, name)
-    return str(caught.value)
+    assert "cvlface_vit_base" in refusal_of(save(state), "vit_xl")
 
 
 def test_qkv_bias_is_seen(save: Callable[[Any], Path]) -> None:
@@ -176,7 +171,59 @@ def test_a_made_up_depth_costs_nothing(save: Callable[[Any], Path]) -> None:
         "blocks.999999999.norm1.weight": torch.zeros(16),
     }
     assert "unexpected blocks.999999999.norm1.weight" in refusal(save(made_up))
-    assert "depth must be at most" in refusal(save(made_up), {"depth": 10**9})
+    for huge in ({"depth": 10**9}, {"depth": 10**5}, {"img_size": 10**30}, {"mlp_ratio": 10**400}):
+        assert "must be" in refusal(save(made_up), huge)
+
+
+def test_a_tensor_that_claims_more_than_the_file_holds(save: Callable[[Any], Path]) -> None:
+    state = {name: torch.zeros(()).expand(t.shape) for name, t in make_state().items()}
+    assert "claims more values" in refusal(save(state))
+
+
+def test_compressed_and_damaged_archives(
+    state: dict[str, torch.Tensor], save: Callable[[Any], Path]
+) -> None:
+    path = save(state)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    whole = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    assert "compressed" in refusal(path)
+    values = state["blocks.0.mlp.fc1.weight"].numpy().tobytes()
+    whole[whole.find(values) + 5] ^= 64  # one flipped bit in the weights
+    path.write_bytes(whole)
+    assert "checksum" in refusal(path)
+
+
+def test_both_with_and_without_the_prefix(
+    state: dict[str, torch.Tensor], save: Callable[[Any], Path]
+) -> None:
+    prefixed = {f"module.{name}": tensor for name, tensor in state.items()}
+    prefixed["pos_embed"] = torch.zeros_like(state["pos_embed"])
+    assert "unexpected pos_embed (outside module.)" in refusal(save(prefixed))
+
+
+def test_names_and_paths_that_are_none(save: Callable[[Any], Path]) -> None:
+    for path in (None, 3, "a\0b"):
+        with pytest.raises(CheckpointError, match="path must be"):
+            load_model(path)  # type: ignore[arg-type]
+    for architecture in (3, [("num_heads", 2)]):
+        assert "architecture must be" in refusal_of(save({}), architecture)
+    odd = {"patch_embed.proj.weight": torch.zeros(3), "a\nb": torch.zeros(1)}
+    refusal(save(odd))
+
+
+def refusal_of(path: Path, architecture: Any) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path, architecture)
+    return str(caught.value)
+
+
+def test_negative_variances(state: dict[str, torch.Tensor], save: Callable[[Any], Path]) -> None:
+    state["feature.1.running_var"][0] = -1
+    assert "negative" in refusal(save(state))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 100, 0.5, -1])

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +157,7 @@ def test_global_settings_do_not_reach_the_scores(images: torch.Tensor) -> None:
     try:
         torch.set_float32_matmul_precision("medium")
         torch.set_default_dtype(torch.float64)
+        Scorer(model, outputs=OUTPUTS, dtype="float32")(images)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(scorer(images).score, want)
         assert torch.get_float32_matmul_precision() == "medium"
@@ -170,9 +173,10 @@ def test_the_callers_model_is_left_alone(images: torch.Tensor) -> None:
     want = scorer(images).score
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
-    model.half()
     with torch.no_grad():
-        model.blocks[0].norm1.weight.zero_()
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.half()
     assert torch.equal(scorer(images).score, want)
 
 
@@ -196,27 +200,46 @@ def test_several_threads_at_once(images: torch.Tensor) -> None:
     assert not wrong
 
 
-def _score_in_child(scorer: Scorer, images: torch.Tensor, queue: Any) -> None:
-    score = scorer(images).score
-    assert score is not None
-    queue.put(score.tolist())
+# Runs alone in a fresh process: torch work of the other tests would have started OpenMP, whose
+# threads do not survive a fork whoever started them.
+FORK = """
+import multiprocessing, sys
+import numpy as np, torch, fiqa_fast
+
+used, built = (word == "True" for word in sys.argv[1:])
+larger = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 150, 130), np.uint8))
+arrays = [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in larger]
+outputs = ("score", "embedding", "patch_map", "exit_scores")
+model = fiqa_fast.load_model("starter")
+scorer = fiqa_fast.Scorer(model, outputs=outputs) if built else None
+if used:
+    scorer(larger)
+
+def work(queue):
+    mine = scorer or fiqa_fast.Scorer(fiqa_fast.load_model("starter"), outputs=outputs)
+    queue.put((mine(larger).score.tolist(), mine(arrays).score.tolist()))
+
+context = multiprocessing.get_context("fork")
+queue = context.Queue()
+child = context.Process(target=work, args=(queue,), daemon=True)
+child.start()
+tensor, listed = queue.get(timeout=60)
+scorer = scorer or fiqa_fast.Scorer(model, outputs=outputs)
+assert tensor == listed == scorer(larger).score.tolist()
+print("equal")
+"""
 
 
-@pytest.mark.parametrize("used_before", [False, True])
-def test_survives_a_fork(images: torch.Tensor, used_before: bool) -> None:
-    scorer = Scorer(load_model("starter"))
-    if used_before:
-        scorer(images)
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    child = context.Process(target=_score_in_child, args=(scorer, images, queue))
-    child.start()
-    try:
-        scores = queue.get(timeout=60)
-    finally:
-        child.kill()
-        child.join()
-    assert torch.equal(torch.tensor(scores), scorer(images).score)
+@pytest.mark.parametrize(("used", "built"), [(False, False), (False, True), (True, True)])
+def test_survives_a_fork(tmp_path: Path, used: bool, built: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, str(used), str(built)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "equal", done.stderr
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
@@ -266,6 +289,9 @@ def test_resizing(images: torch.Tensor) -> None:
     [
         (torch.zeros(2, 3, 112, 112), False, "normalized=True"),
         (torch.zeros(2, 3, 112, 112, dtype=torch.int32), False, "uint8"),
+        (torch.full((2, 3, 112, 112), torch.nan), True, "image 0"),
+        (torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, 112, 112) * 255, True, "image 1 .* 255"),
+        (torch.zeros(2, 3, 112, 112, dtype=torch.uint8, device="meta"), False, "holds values"),
         (torch.zeros(2, 3, 112, 112, dtype=torch.uint8), True, "float tensor"),
         (torch.zeros(3, 112, 112, dtype=torch.uint8), False, r"\[B, 3, H, W\]"),
         (torch.zeros(2, 112, 112, 3, dtype=torch.uint8), False, r"\[B, 3, H, W\]"),
@@ -347,6 +373,46 @@ def test_describe_names_what_decides_the_values() -> None:
         assert Scorer(model, **options).describe() != facts
 
 
+def test_normalised_images_of_another_size(images: torch.Tensor) -> None:
+    scorer = Scorer(make_model(CONFIGS["patch16"]), dtype="float32")
+    larger = normalise(images).repeat_interleave(3, 2).repeat_interleave(3, 3)
+    got, want = scorer(larger, normalized=True).score, scorer(images).score
+    assert torch.allclose(got, want, atol=1e-4)  # type: ignore[arg-type]
+
+
+def test_whole_numbers_of_any_kind_and_outputs_of_any_kind(images: torch.Tensor) -> None:
+    model = make_model(CONFIGS["patch16"])
+    want = Scorer(model, exit=2, heads=1)(images).score
+    names = (name for name in ("score",))
+    got = Scorer(model, outputs=names, exit=np.int64(2), heads=np.int8(1))(images)  # type: ignore[arg-type]
+    assert torch.equal(got.score, want)  # type: ignore[arg-type]
+
+
+def test_printing_and_pickling(images: torch.Tensor) -> None:
+    scorer = Scorer(load_model("starter"), exit=4)
+    assert "exit=4" in repr(scorer)
+    assert repr(scorer(images)) == "QualityResult(score [3])"
+    with pytest.raises(TypeError, match="build a Scorer where it is used"):
+        pickle.dumps(scorer)
+
+
+def test_key_biases_stay_out_of_attention_and_in_the_logits(images: torch.Tensor) -> None:
+    """Softmax does not see them; the score does."""
+    config = CONFIGS["qkv_bias"]
+    plain, biased = make_model(config), make_model(config)
+    with torch.no_grad():
+        for model, value in ((plain, 0.0), (biased, 300.0)):
+            for block in model.blocks:
+                block.attn.qkv.bias[config.embed_dim : 2 * config.embed_dim] = value
+    outputs = ("score", "embedding")
+    results = [Scorer(m, outputs=outputs, dtype="bfloat16")(images) for m in (plain, biased)]
+    assert torch.equal(results[0].embedding, results[1].embedding)  # type: ignore[arg-type]
+    assert not torch.allclose(results[0].score, results[1].score)  # type: ignore[arg-type]
+
+
 def test_gauge_of_the_wrong_kind() -> None:
+    for gauge in (True, 3):
+        with pytest.raises(ValueError, match="gauge must be"):
+            Scorer(load_model("starter"), gauge=gauge)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError):
         Scorer(load_model("starter"), gauge="no/such/gauge.safetensors")

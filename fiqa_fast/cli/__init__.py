@@ -26,6 +26,7 @@ __all__ = ["main"]
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
+    _open_closed_streams()
     _terminate_cleanly()
     sys.exit(_run(list(sys.argv[1:] if args is None else args)))
 
@@ -52,6 +53,16 @@ def _run(args: list[str]) -> int:
             raise
         click.echo(f"fiqa-fast: error: {message}", err=True)
         return USAGE
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was started without standard streams the null device for them.
+
+    In order, so that each takes its own number and no table is ever opened under it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _terminate_cleanly() -> None:

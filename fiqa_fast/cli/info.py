@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import platform
 from typing import Any
 
@@ -113,7 +114,8 @@ def _kernels() -> dict[str, Any]:
     try:
         load = importlib.import_module("fiqa_fast._load")
         loaded, reason = load.cuda_status()
-        kernels["CPU kernels"] = "loaded"
+        forced = " (FIQA_FAST_ISA)" if os.environ.get("FIQA_FAST_ISA") else ""
+        kernels["CPU kernels"] = f"loaded, running at {load.isa()}{forced}"
         kernels["CUDA kernels"] = "loaded" if loaded else f"not loaded: {reason}"
     except Exception as error:
         kernels["CPU kernels"] = f"not loaded: {_reason(error)}"

@@ -3,7 +3,7 @@
 
 Results are bitwise independent of batching and threads by construction: images go through the
 blocks in groups of one fixed shape, the last one padded, and on the CPU each group is computed by
-one thread (see :mod:`fiqa_fast.engine.workers`). Block products run in the chosen dtype; patch
+one thread (see :mod:`fiqa_fast.workers`). Block products run in the chosen dtype; patch
 embedding, residual stream, norms and everything a quality method computes are float32.
 """
 
@@ -14,12 +14,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..models.vit import FaceViT, Linear, Mlp
+from ..models.vit import Attention, FaceViT, Linear, Mlp
 from ..quality.method import QualityMethod, Values
+from ..workers import run_all, run_alone
 from .hardware import FLOAT32_PRECISIONS, float32_arithmetic
 from .packed import can_pack, pack_blocks
 from .rounding import round_keeping_row_sums
-from .workers import run_all
 
 # Images per group on a GPU: enough to fill one with a small ViT, small enough that padding a
 # short batch wastes little.
@@ -36,8 +36,9 @@ TILE_ROWS = 16
 def cpu_group(num_tokens: int) -> int:
     """Images per group on a CPU.
 
-    More than one only where every image fills whole tiles of rows: then no row of a product is a
-    remainder, and an image's place in its group cannot matter.
+    More than one only where every image fills whole tiles of rows, so that no row of a product is
+    a remainder. That an image's place in its group does not matter rests on this and on the
+    library's summing every row in the same order; tests check it bit by bit.
     """
     if num_tokens % TILE_ROWS or num_tokens >= CPU_ALONE_TOKENS:
         return 1
@@ -93,12 +94,14 @@ class EagerEngine:
                 with torch.autocast(self.device.type, enabled=False):
                     for number in range(len(groups)):
                         task(number)
-        return {name: tensor.cpu() for name, tensor in _joined(results).items()}
+        joined = run_alone(lambda: _joined(results))
+        return {name: tensor.cpu() for name, tensor in joined.items()}
 
     @torch.inference_mode()
     def _run_group(self, images: Tensor) -> Values:
         count = len(images)
-        images = images.to(self.device, non_blocking=True)
+        # Asynchronously to a GPU only: a CPU thread would read pixels before they arrive.
+        images = images.to(self.device, non_blocking=self.device.type == "cuda")
         if count < self.group:
             images = torch.cat([images, images.new_zeros(self.group - count, *images.shape[1:])])
         if images.dtype == torch.uint8:
@@ -135,6 +138,11 @@ def _prepared(
         idle += [vit.norm, vit.feature]
     memo: dict[int, object] = {id(part): nn.Identity() for part in idle}
     prepared = copy.deepcopy(vit, memo).to(device, torch.float32).eval().requires_grad_(False)
+    for module in prepared.modules():
+        if isinstance(module, Attention) and module.qkv.bias is not None:
+            # Softmax does not see a key bias, but a large one costs low precision its digits.
+            dim = module.qkv.in_features
+            module.qkv.bias.data[dim : 2 * dim] = 0
     if dtype != torch.float32:
         for module in prepared.modules():
             if isinstance(module, Mlp):

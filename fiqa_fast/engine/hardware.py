@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +26,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
     if resolved.type == "cuda":
         if not torch.cuda.is_available():
@@ -34,7 +36,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
             resolved = torch.device("cuda", torch.cuda.current_device())
         elif resolved.index >= count:
             raise ValueError(f"device {device} was asked for, but there are {count} CUDA devices")
-    elif resolved.type != "cpu":
+    elif str(resolved) != "cpu":
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
     return resolved
 
@@ -59,7 +61,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
 
 
 class _PrecisionGate:
-    """Lets callers of one float32 precision in together, and the others wait for them.
+    """Lets callers of one float32 precision in together, and the others wait for their turn.
 
     torch's precision settings are process-wide, and a lower one set elsewhere would silently
     change scores. While anyone is inside, the settings are the ones that were asked for; the last
@@ -68,29 +70,26 @@ class _PrecisionGate:
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
+        self._waiting: deque[object] = deque()  # in order of arrival: nobody waits for ever
         self._inside = 0
         self._mode = ""
-        self._found: list[str] = []
-
-    @staticmethod
-    def _settings() -> tuple[Any, ...]:
-        backends: Any = torch.backends
-        return (
-            backends.mkldnn.matmul,
-            backends.mkldnn.conv,
-            backends.cuda.matmul,
-            backends.cudnn.conv,
-        )
+        self._found: list[tuple[Any, str]] = []
 
     @contextlib.contextmanager
     def __call__(self, mode: str) -> Iterator[None]:
+        ticket = object()
         with self._condition:
-            self._condition.wait_for(lambda: self._inside == 0 or self._mode == mode)
+            self._waiting.append(ticket)
+            try:
+                self._condition.wait_for(
+                    lambda: self._waiting[0] is ticket and (not self._inside or self._mode == mode)
+                )
+            finally:
+                self._waiting.remove(ticket)
+                self._condition.notify_all()
             if self._inside == 0:
                 self._mode = mode
-                self._found = [s.fp32_precision for s in self._settings()]
-                for setting in self._settings():
-                    setting.fp32_precision = mode
+                self._set(mode)
             self._inside += 1
         try:
             yield
@@ -98,9 +97,40 @@ class _PrecisionGate:
             with self._condition:
                 self._inside -= 1
                 if self._inside == 0:
-                    for setting, found in zip(self._settings(), self._found, strict=True):
-                        setting.fp32_precision = found
+                    self.restore()
                     self._condition.notify_all()
+
+    def _set(self, mode: str) -> None:
+        backends: Any = torch.backends
+        for parent, setting in (
+            (backends.mkldnn, backends.mkldnn.matmul),
+            (backends.mkldnn, backends.mkldnn.conv),
+            (backends.cuda, backends.cuda.matmul),
+            (backends.cudnn, backends.cudnn.conv),
+        ):
+            found = setting.fp32_precision
+            if found == mode:
+                continue
+            # "none" follows the settings above it: what may have been inherited stays so.
+            above = getattr(parent, "fp32_precision", backends.fp32_precision)
+            self._found.append((setting, "none" if found == above else found))
+            setting.fp32_precision = mode
+
+    def restore(self) -> None:
+        """Put back the settings that were found."""
+        while self._found:
+            setting, found = self._found.pop()
+            setting.fp32_precision = found
 
 
 float32_arithmetic = _PrecisionGate()
+
+
+def _start_anew() -> None:
+    """Threads that were inside do not survive a fork: the child begins with an empty gate."""
+    float32_arithmetic.restore()
+    float32_arithmetic.__init__()  # type: ignore[misc]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

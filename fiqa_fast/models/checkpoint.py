@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +64,31 @@ def _read_file(path: Path) -> tuple[Mapping[Any, Any], dict[str, str]]:
         raise CheckpointError(f"{path}: is a Git LFS pointer, not the weights; run `git lfs pull`")
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return _read_safetensors(path)
+    if zipfile.is_zipfile(path):
+        _check_zip(path, size)
     return _read_torch(path), {}
+
+
+def _check_zip(path: Path, size: int) -> None:
+    """torch.save stores its entries as they are; a compressed one may unpack to anything."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or (
+                sum(e.file_size for e in entries) > size
+            ):
+                raise CheckpointError(
+                    f"{path}: a compressed archive, not a checkpoint of torch.save: unpack it"
+                )
+            if any(e.filename.endswith("constants.pkl") for e in entries):
+                raise CheckpointError(f"{path}: a TorchScript archive; save the state_dict instead")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: truncated or damaged ({_first_line(error)})") from None
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path}: damaged: the checksum of {damaged} is wrong; download or copy it again"
+        )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -77,11 +104,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_torch(path: Path) -> Mapping[Any, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about how the file was pickled
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a plain checkpoint: it holds pickled code or objects, or is no "
-            f"checkpoint at all, and was not opened; save the state_dict alone ({_cause(error)})"
+            "checkpoint at all, and was not opened; save weights alone, with "
+            f"torch.save(model.state_dict(), path){_cause(error)}"
         ) from None
     except Exception as error:  # torch raises many kinds for damaged files; all mean the same here
         raise CheckpointError(
@@ -118,8 +148,11 @@ def _strip(path: Path, state: Mapping[Any, Any], prefix: str) -> dict[str, Tenso
             )
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise CheckpointError(f"{path}: {key} is not a plain dense tensor")
-        # A key without the prefix keeps its name, so that it is reported as unexpected.
-        stripped[key.removeprefix(prefix)] = value
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise CheckpointError(f"{path}: {key} claims more values than the file holds")
+        # A key without the prefix must be reported as unexpected, whatever its name.
+        inside = key.startswith(prefix)
+        stripped[key.removeprefix(prefix) if inside else f"{key} (outside {prefix})"] = value
     return stripped
 
 
@@ -129,8 +162,6 @@ def _first_line(error: BaseException) -> str:
 
 
 def _cause(error: pickle.UnpicklingError) -> str:
-    """The one informative line of torch's weights_only report."""
-    for line in str(error).splitlines():
-        if "WeightsUnpickler error" in line or "Unsupported" in line:
-            return line.strip()[:160]
-    return _first_line(error)
+    """The name in torch's weights_only report of what it refused, if it gives one."""
+    found = re.search(r"Unsupported (?:global|class)[:\s]+(?:GLOBAL )?(\S+)", str(error))
+    return f" (found {found[1]})" if found else ""

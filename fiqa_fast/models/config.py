@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 ACTIVATIONS = ("relu6", "gelu")
-MAX_DEPTH = 1000  # far above any ViT; bounds what a made-up checkpoint can ask for
+# Far above any ViT; they bound what a made-up checkpoint can ask for.
+MAX_DEPTH = 1000
+MAX_SIZE = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +37,18 @@ class ViTConfig:
     def __post_init__(self) -> None:
         for name in ("patch_size", "embed_dim", "depth", "num_heads", "num_classes", "img_size"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if type(value) is not int or not 1 <= value <= MAX_SIZE:
+                raise ValueError(
+                    f"{name} must be a whole number from 1 to {MAX_SIZE}, got {value!r:.40}"
+                )
         if self.depth > MAX_DEPTH:
             raise ValueError(f"depth must be at most {MAX_DEPTH}, got {self.depth}")
         if type(self.qkv_bias) is not bool:
             raise ValueError(f"qkv_bias must be true or false, got {self.qkv_bias!r}")
         for name in ("mlp_ratio", "layer_norm_eps"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
+            if type(value) not in (int, float) or not 0 < value <= MAX_SIZE:
+                raise ValueError(f"{name} must be a positive number, got {value!r:.40}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"

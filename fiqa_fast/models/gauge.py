@@ -96,11 +96,10 @@ def _checked(tensors: dict[str, Tensor], metadata: dict[str, str], path: str) ->
             f"{list(scale.shape)}, {list(weight.shape)} and {list(offset.shape)}"
         )
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
-            raise CheckpointError(
-                f"{where}: {name} must hold finite float32 values, got {tensor.dtype}"
-                f"{'' if tensor.isfinite().all() else ' with values that are not finite'}"
-            )
+        if tensor.dtype != torch.float32:
+            raise CheckpointError(f"{where}: {name} must hold float32 values, got {tensor.dtype}")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{where}: {name} must hold finite values, got NaN or infinity")
     if "model_sha256" not in metadata:
         raise CheckpointError(f"{where}: its metadata lacks model_sha256, the model it belongs to")
     kind = metadata.get("hash", "file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..workers import run_alone
 from .checkpoint import LANDMARK, read_checkpoint
 from .config import ViTConfig
-from .gauge import file_sha256
+from .gauge import file_sha256, state_dict_sha256
 from .registry import ARCHITECTURES, fingerprint
 from .vit import FaceViT
 
@@ -48,18 +50,30 @@ def load_model(path: str | Path, architecture: Architecture | None = None) -> Fa
         CheckpointError: the file is unreadable, is not a face ViT, does not fit the architecture
             key by key, or leaves the number of heads open.
     """
+    if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
+        raise CheckpointError(f"path must be 'starter' or a file's path, got {path!r}")
     source = STARTER if str(path) == "starter" else Path(path)
-    state, metadata = read_checkpoint(source)
     given = _given(architecture)
+    return run_alone(lambda: _load(source, given))
+
+
+def _load(source: Path, given: dict[str, Any]) -> FaceViT:
+    state, metadata = read_checkpoint(source)
+    described = _from_metadata(source, metadata)
     try:
-        config = _resolve(source, state, {**_from_metadata(source, metadata), **given})
+        config = _resolve(source, state, {**described, **given})
     except CheckpointError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{source}: {error}") from None
     model = _fill(source, config, state)
     model.checkpoint_path = source
     model.checkpoint_sha256 = file_sha256(source)
+    model.checkpoint_state_sha256 = state_dict_sha256(model)
+    try:
+        model.checkpoint_config = _resolve(source, state, described) if given else config
+    except ValueError:  # the file leaves something open, which the caller had to say
+        model.checkpoint_config = config
     return model
 
 
@@ -69,12 +83,17 @@ def _given(architecture: Architecture | None) -> dict[str, Any]:
     if isinstance(architecture, str):
         if architecture not in ARCHITECTURES:
             raise CheckpointError(
-                f"architecture must be one of {', '.join(ARCHITECTURES)}, or numbers such as "
-                f"num_heads=8; got {architecture!r}"
+                f"architecture must be one of {', '.join(ARCHITECTURES)}, or a dict such as "
+                f'{{"num_heads": 8}} (--architecture num_heads=8); got {architecture!r}'
             )
         config = dataclasses.asdict(ARCHITECTURES[architecture].config)
         del config["num_classes"]  # published with several embedding widths
         return config
+    if not isinstance(architecture, Mapping):
+        raise CheckpointError(
+            'architecture must be a registered name or a dict such as {"num_heads": 8}, got '
+            f"{architecture!r}"
+        )
     return _known(architecture, "architecture")
 
 
@@ -83,7 +102,7 @@ def _from_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         return {}
     try:
         entry = json.loads(metadata["architecture"])
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its architecture metadata is not JSON ({error})") from None
     if not isinstance(entry, dict):
         raise CheckpointError(f"{path}: its architecture metadata must be a JSON object")
@@ -199,5 +218,7 @@ def _fill(path: Path, config: ViTConfig, state: Mapping[str, Tensor]) -> FaceViT
             filled[name] = value.detach().to(torch.float32, copy=True).contiguous()
             if not filled[name].isfinite().all():
                 raise CheckpointError(f"{path}: {name} holds NaN or infinite values: damaged")
+            if name.endswith("running_var") and (filled[name] < 0).any():
+                raise CheckpointError(f"{path}: {name} holds negative variances: damaged")
     model.load_state_dict(filled, strict=True, assign=True)
     return model.requires_grad_(False).eval()

@@ -96,8 +96,12 @@ class FaceViT(nn.Module):
         super().__init__()
         dim = config.embed_dim
         self.config = config
-        self.checkpoint_path: Path | None = None  # set by load_model, and the file's digest
+        # Set by load_model: the file, digests of its bytes and of the weights as loaded, and what
+        # the file says of itself, whatever architecture the caller asked for.
+        self.checkpoint_path: Path | None = None
         self.checkpoint_sha256: str | None = None
+        self.checkpoint_state_sha256: str | None = None
+        self.checkpoint_config: ViTConfig | None = None
         self.patch_embed = PatchEmbed(config)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, dim))
         blocks = nn.ModuleList(Block(config) for _ in range(config.depth))

@@ -36,7 +36,7 @@ class QueryKey:
         dim = attention.qkv.in_features
 
         def place(t: Tensor) -> Tensor:
-            return t.detach().to(device, torch.float32)
+            return t.detach().to(device, torch.float32, copy=True)
 
         self.norm_weight, self.norm_bias = place(norm.weight), place(norm.bias)
         self.eps = norm.eps
@@ -163,7 +163,9 @@ class AttnFiqa:
 
     def _head_weights(self, block: QueryKey) -> Tensor:
         """[D]: s / H for every head, or s for the one that was chosen and 0 elsewhere."""
-        weights = torch.full((block.num_heads, 1), block.scale / block.num_heads)
+        weights = torch.full(
+            (block.num_heads, 1), block.scale / block.num_heads, dtype=torch.float32
+        )
         if isinstance(self.heads, int):
             weights.zero_()[self.heads] = block.scale
         expanded = weights.expand(-1, block.dim // block.num_heads).reshape(-1)

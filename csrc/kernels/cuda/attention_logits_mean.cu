@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kTiles.pool_threads) pool_heads(AttentionLogit
     pool<T, kVector>(a.k, head_of<T>(a.k, image, head), a.head_dim, k_mean, slice_sums);
     if (threadIdx.x < kWarp) {
       float dot = 0.0f;
-      for (int64_t c = threadIdx.x; c < a.head_dim; c += kWarp) dot = fmaf(q_mean[c], k_mean[c], dot);
+      for (int64_t c = threadIdx.x; c < a.head_dim; c += kWarp)
+        dot = fmaf(q_mean[c], k_mean[c], dot);
       dot = warp_sum(dot);
       if (threadIdx.x == 0) a.head_scores[row] = a.scale * dot;
     }

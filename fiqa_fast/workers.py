@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU worker threads that each compute alone.
+"""CPU worker threads that each compute alone, with torch's own threading off.
 
 torch splits one product over its threads, and how it does so changes the last bits with the
-number of threads. Here a thread runs a whole image by itself, with torch's own threading off, so
-an image's arithmetic is one fixed sequence of single-threaded calls; the cores are filled with
-different images. On two cores this is also faster than splitting each product.
+number of threads. Here a thread runs a group of images by itself, so their arithmetic is one fixed
+sequence of single-threaded calls; the cores are filled with different groups. A process that keeps
+its torch work to these threads also never starts OpenMP, whose threads do not survive a fork.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -46,8 +49,7 @@ def run_all(task: Callable[[int], None], count: int) -> None:
             stop.set()
             raise
 
-    pool = _at_least(workers)
-    futures = [pool.submit(drain) for _ in range(workers)]
+    futures = _submit(drain, workers)
     try:
         for future in futures:
             future.result()
@@ -56,15 +58,23 @@ def run_all(task: Callable[[int], None], count: int) -> None:
         wait(futures)
 
 
-def _at_least(workers: int) -> ThreadPoolExecutor:
-    """The process's pool, made or made anew with at least so many threads."""
+def run_alone(work: Callable[[], T]) -> T:
+    """Call ``work`` on one single-threaded worker, and return what it returns.
+
+    Not from within a worker: all of them could be waiting.
+    """
+    return _submit(work, 1)[0].result()
+
+
+def _submit(work: Callable[[], T], times: int) -> list[Future[T]]:
     global _pool, _size
-    with _lock:
-        if _pool is None or _size < workers:
-            outgrown, _pool, _size = _pool, _start(workers), workers
+    with _lock:  # held while submitting, so that no pool is put away in between
+        wanted = max(times, torch.get_num_threads())
+        if _pool is None or _size < wanted:
+            outgrown, _pool, _size = _pool, _start(wanted), wanted
             if outgrown is not None:
                 outgrown.shutdown(wait=False)  # its running work finishes
-        return _pool
+        return [_pool.submit(work) for _ in range(times)]
 
 
 def _start(workers: int) -> ThreadPoolExecutor:
@@ -80,7 +90,11 @@ def _start(workers: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         gate.wait()  # every thread takes exactly one of these
 
-    wait([pool.submit(settle) for _ in range(workers)])
+    try:
+        wait([pool.submit(settle) for _ in range(workers)])
+    except BaseException:  # a thread could not start: let the others go
+        gate.abort()
+        raise
     # Set in a thread, the number also becomes the default of threads yet to start: put that back.
     torch.set_num_threads(asked)
     return pool
