@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kTiles.pool_threads) pool_heads(AttentionLogit
     pool<T, kVector>(a.k, head_of<T>(a.k, image, head), a.head_dim, k_mean, slice_sums);
     if (threadIdx.x < kWarp) {
       float dot = 0.0f;
-      for (int64_t c = threadIdx.x; c < a.head_dim; c += kWarp) dot = fmaf(q_mean[c], k_mean[c], dot);
+      for (int64_t c = threadIdx.x; c < a.head_dim; c += kWarp)
+        dot = fmaf(q_mean[c], k_mean[c], dot);
       dot = warp_sum(dot);
       if (threadIdx.x == 0) a.head_scores[row] = a.scale * dot;
     }
@@ -117,14 +118,7 @@ __global__ void __launch_bounds__(kTiles.map_threads) maps(AttentionLogitsMeanAr
                           values);
       const float* head_mean = mean + head * a.head_dim;
       if constexpr (kVector) {
-#pragma unroll
-        for (int i = 0; i < kWidth; i += 4) {
-          const float4 four = *reinterpret_cast<const float4*>(head_mean + g * kWidth + i);
-          factors[i] = four.x;
-          factors[i + 1] = four.y;
-          factors[i + 2] = four.z;
-          factors[i + 3] = four.w;
-        }
+        load_floats(head_mean + g * kWidth, factors);
       } else {
 #pragma unroll
         for (int i = 0; i < kWidth; ++i)
@@ -138,8 +132,6 @@ __global__ void __launch_bounds__(kTiles.map_threads) maps(AttentionLogitsMeanAr
     if (lane == 0) side.map[image * side.tokens + token] = factor * dot;
   }
 }
-
-int blocks_for(int64_t items) { return static_cast<int>(items < kMaxBlocks ? items : kMaxBlocks); }
 
 template <class T>
 bool is_aligned(const AttentionSide& side, int64_t head_dim) {
