@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fiqa_fast._load import cuda_status
 
-__all__ = ["AttentionLogitsMean", "attention_logits_mean", "mean_layer_norm"]
+__all__ = ["AttentionLogitsMean", "attention_logits_mean", "layer_norm_dot", "mean_layer_norm"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -57,6 +57,40 @@ def mean_layer_norm(
             asked for.
     """
     out: Tensor = torch.ops.fiqa_fast.mean_layer_norm(x, weight, bias, eps)
+    return out
+
+
+def layer_norm_dot(
+    x: Tensor,  # [B, N, D]
+    weight: Tensor | None,  # [D]
+    bias: Tensor | None,  # [D]
+    eps: float,
+    w: Tensor,  # [N, D]
+) -> Tensor:
+    """The dot product of LayerNorm(x), all tokens of an image, with w, in one pass over x.
+
+    In evaluation mode the C and full heads of ViT-FIQA (arXiv 2508.13957) are affine from the
+    normed tokens to the score (Linear and BatchNorm layers only), so they fold into one vector w_n
+    per token and a constant, and the score is this dot product plus the constant::
+
+        y_n = (x_n - mean(x_n)) / sqrt(var(x_n) + eps) * weight + bias
+        out = sum_n y_n . w_n
+
+    Args:
+        x: tokens [B, N, D], float32, bfloat16 or float16, any strides.
+        weight: [D], any of these dtypes, or None for ones.
+        bias: [D], any of these dtypes, or None for zeros.
+        eps: added to the (biased) variance; finite, not negative.
+        w: [N, D], float32, any strides.
+
+    Returns:
+        [B], float32.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or eps is not as above, N or D is 0, or gradients are
+            asked for.
+    """
+    out: Tensor = torch.ops.fiqa_fast.layer_norm_dot(x, weight, bias, eps, w)
     return out
 
 
@@ -113,9 +147,9 @@ def _check_device(op: str, name: str, t: Tensor, like_name: str, like: Tensor) -
     )
 
 
-@torch.library.register_fake("fiqa_fast::mean_layer_norm")
-def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    op = "mean_layer_norm"
+def _check_layer_norm(
+    op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> None:
     torch._check(x.dim() == 3, lambda: f"{op}: x should be [B, N, D], got {_shape(x)}")
     for size in x.shape[1:]:
         torch._check(
@@ -141,7 +175,31 @@ def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tens
         torch._check(parameter.shape[0] == x.shape[2], text)
         _check_device(op, name, parameter, "x", x)
         _check_dtype(op, name, parameter)
+
+
+@torch.library.register_fake("fiqa_fast::mean_layer_norm")
+def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    _check_layer_norm("mean_layer_norm", x, weight, bias, eps)
     return x.new_empty((x.shape[0], x.shape[2]), dtype=torch.float32)
+
+
+@torch.library.register_fake("fiqa_fast::layer_norm_dot")
+def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, w: Tensor) -> Tensor:
+    op = "layer_norm_dot"
+    _check_layer_norm(op, x, weight, bias, eps)
+
+    def text() -> str:
+        return (
+            f"{op}: w should have shape [{x.shape[1]}, {x.shape[2]}], the tokens and channels of x,"
+            f" got {_shape(w)}"
+        )
+
+    torch._check(w.dim() == 2, text)
+    for axis in (0, 1):
+        torch._check(w.shape[axis] == x.shape[axis + 1], text)
+    _check_device(op, "w", w, "x", x)
+    torch._check(w.dtype == torch.float32, lambda: f"{op}: w should be float32, got {w.dtype}")
+    return x.new_empty((x.shape[0],), dtype=torch.float32)
 
 
 @torch.library.register_fake("fiqa_fast::attention_logits_mean")
@@ -192,7 +250,7 @@ def _register_missing_cuda(op: str, reason: str) -> None:
     torch.library.impl(f"fiqa_fast::{op}", "CUDA")(refuse)
 
 
-for _op in ("mean_layer_norm", "attention_logits_mean"):
+for _op in ("mean_layer_norm", "layer_norm_dot", "attention_logits_mean"):
     _register_inference_only(_op)
     # Registered as the CUDA implementation, so that the ordinary path pays nothing for the message.
     if not cuda_status().loaded:

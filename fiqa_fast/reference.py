@@ -18,6 +18,23 @@ if TYPE_CHECKING:
     from fiqa_fast.models import FaceViT
 
 
+def _layer_norm(
+    x: Tensor,  # [..., D]
+    weight: Tensor | None,  # [D]
+    bias: Tensor | None,  # [D]
+    eps: float,
+    dtype: torch.dtype,
+) -> Tensor:  # [..., D]
+    x = x.to(dtype)
+    centred = x - x.mean(dim=-1, keepdim=True)
+    y = centred / (centred.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    if weight is not None:
+        y = y * weight.to(dtype)
+    if bias is not None:
+        y = y + bias.to(dtype)
+    return y
+
+
 def mean_layer_norm(
     x: Tensor,  # [B, N, D]
     weight: Tensor | None = None,  # [D]
@@ -26,14 +43,23 @@ def mean_layer_norm(
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:  # [B, D]
     """The mean over tokens of LayerNorm(x)."""
-    x = x.to(dtype)
-    centred = x - x.mean(dim=-1, keepdim=True)
-    y = centred / (centred.square().mean(dim=-1, keepdim=True) + eps).sqrt()
-    if weight is not None:
-        y = y * weight.to(dtype)
-    if bias is not None:
-        y = y + bias.to(dtype)
-    return y.mean(dim=1)
+    return _layer_norm(x, weight, bias, eps, dtype).mean(dim=1)
+
+
+def layer_norm_dot(
+    x: Tensor,  # [B, N, D]
+    weight: Tensor | None,  # [D]
+    bias: Tensor | None,  # [D]
+    eps: float,
+    w: Tensor,  # [N, D]
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:  # [B]
+    """The dot product of LayerNorm(x), all tokens of an image, with w.
+
+    ViT-FIQA's C and full heads (arXiv 2508.13957) in evaluation mode, folded into w, up to a
+    constant.
+    """
+    return (_layer_norm(x, weight, bias, eps, dtype) * w.to(dtype)).sum(dim=(1, 2))
 
 
 def attention_logits_mean(

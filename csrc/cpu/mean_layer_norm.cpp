@@ -14,26 +14,14 @@ Tensor mean_layer_norm_cpu(const Tensor& x,                      // [B, N, D]
                            const std::optional<Tensor>& weight,  // [D]
                            const std::optional<Tensor>& bias,    // [D]
                            double eps) {
-  const MeanLayerNormInputs in = check_mean_layer_norm(x, weight, bias, eps);
+  const LayerNormInput in = check_mean_layer_norm(x, weight, bias, eps);
   const Tensor out = empty_float32({in.images, in.channels}, x);
   if (in.images == 0) return out;
 
-  MeanLayerNormArgs args = {};
-  args.x = x.const_data_ptr();
-  args.dtype = in.dtype;
-  args.images = in.images;
-  args.tokens = in.tokens;
-  args.channels = in.channels;
-  args.image_stride = x.stride(0);
-  args.token_stride = x.stride(1);
-  args.channel_stride = x.stride(2);
-  args.weight = in.weight;
-  args.bias = in.bias;
-  args.eps = static_cast<float>(eps);
+  MeanLayerNormArgs args = {in, nullptr, float32_data(out)};
   const Tensor partial =
       empty_float32({in.images, args.chunks(), MeanLayerNormArgs::padded(in.channels)}, x);
   args.partial = float32_data(partial);
-  args.out = float32_data(out);
 
   const MeanLayerNormKernels& kernels = mean_layer_norm_kernels();
   run_phases<MeanLayerNormArgs>(args, in.images,

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #include "kernels/cpu/isa.h"
-#include "kernels/dtype.h"
+#include "kernels/layer_norm.h"
 #include "kernels/shapes.h"
 
 namespace fiqa_fast {
@@ -16,13 +16,7 @@ namespace fiqa_fast {
 // few enough that one image of 196 tokens still feeds seven threads. Results depend on this number.
 constexpr int64_t kMeanLayerNormTokensPerChunk = 32;
 
-struct MeanLayerNormArgs {
-  const void* x;  // [B, N, D]
-  DType dtype;
-  int64_t images, tokens, channels;                    // B, N, D
-  int64_t image_stride, token_stride, channel_stride;  // of x, in elements
-  Channelwise weight, bias;                            // [D]
-  float eps;
+struct MeanLayerNormArgs : LayerNormInput {
   float* partial;  // [B, chunks, padded D], scratch
   float* out;      // [B, D]
 

@@ -61,6 +61,11 @@ FIQA_FAST_INLINE Vec operator-(Vec a, Vec b) {
   return a;
 }
 
+FIQA_FAST_INLINE Vec operator*(Vec a, Vec b) {
+  for (int p = 0; p < kParts; ++p) a.part[p] *= b.part[p];
+  return a;
+}
+
 // a * b + c: fused where the processor can.
 FIQA_FAST_INLINE Vec fma(Vec a, Vec b, Vec c) {
   for (int p = 0; p < kParts; ++p) {
@@ -174,6 +179,26 @@ FIQA_FAST_INLINE float element(const Channelwise& parameter, int64_t index) {
       return load_some(static_cast<const Float16*>(parameter.data) + at, 1, 1).part[0][0];
     default:
       return static_cast<const float*>(parameter.data)[at];
+  }
+}
+
+template <class T>
+FIQA_FAST_INLINE Vec load_up_to(const T* from, int64_t stride, int64_t count) {
+  return stride == 1 && count >= kLanes ? load(from)
+                                        : load_some(from, stride, count < kLanes ? count : kLanes);
+}
+
+// Sixteen elements of such a parameter from `index` on; lanes from element `count` of the parameter
+// on are zero.
+FIQA_FAST_INLINE Vec elements(const Channelwise& parameter, int64_t index, int64_t count) {
+  const int64_t at = index * parameter.stride, left = count - index;
+  switch (parameter.dtype) {
+    case DType::kBFloat16:
+      return load_up_to(static_cast<const BFloat16*>(parameter.data) + at, parameter.stride, left);
+    case DType::kFloat16:
+      return load_up_to(static_cast<const Float16*>(parameter.data) + at, parameter.stride, left);
+    default:
+      return load_up_to(static_cast<const float*>(parameter.data) + at, parameter.stride, left);
   }
 }
 

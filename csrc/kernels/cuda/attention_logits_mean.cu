@@ -118,14 +118,7 @@ __global__ void __launch_bounds__(kTiles.map_threads) maps(AttentionLogitsMeanAr
                           values);
       const float* head_mean = mean + head * a.head_dim;
       if constexpr (kVector) {
-#pragma unroll
-        for (int i = 0; i < kWidth; i += 4) {
-          const float4 four = *reinterpret_cast<const float4*>(head_mean + g * kWidth + i);
-          factors[i] = four.x;
-          factors[i + 1] = four.y;
-          factors[i + 2] = four.z;
-          factors[i + 3] = four.w;
-        }
+        load_floats(head_mean + g * kWidth, factors);
       } else {
 #pragma unroll
         for (int i = 0; i < kWidth; ++i)
@@ -139,8 +132,6 @@ __global__ void __launch_bounds__(kTiles.map_threads) maps(AttentionLogitsMeanAr
     if (lane == 0) side.map[image * side.tokens + token] = factor * dot;
   }
 }
-
-int blocks_for(int64_t items) { return static_cast<int>(items < kMaxBlocks ? items : kMaxBlocks); }
 
 template <class T>
 bool is_aligned(const AttentionSide& side, int64_t head_dim) {

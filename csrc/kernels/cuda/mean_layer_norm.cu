@@ -7,8 +7,7 @@
 // results are the same every time.
 #include "kernels/cuda/mean_layer_norm.h"
 
-#include "kernels/cuda/vec.cuh"
-#include "kernels/shapes.h"
+#include "kernels/cuda/layer_norm.cuh"
 
 namespace fiqa_fast::cuda {
 namespace {
@@ -40,7 +39,6 @@ __global__ void __launch_bounds__(kTiles.threads)
 
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t groups = divide_up(a.channels, kWidth);
-  const float d = static_cast<float>(a.channels);
   // Threads that share a group of columns take every slices'th token.
   const int span = groups < kThreads ? static_cast<int>(groups) : kThreads;
   const int slices = kThreads / span;
@@ -51,43 +49,21 @@ __global__ void __launch_bounds__(kTiles.threads)
     const int64_t first = item % chunks * kChunk;
     const int count = a.tokens - first < kChunk ? static_cast<int>(a.tokens - first) : kChunk;
     const T* rows = static_cast<const T*>(a.x) + image * a.image_stride + first * a.token_stride;
-    float values[kWidth];
 
     for (int r = warp; r < count; r += kThreads / kWarp) {
-      const T* row = rows + r * a.token_stride;
-      float sum = 0.0f;
-      for (int64_t g = lane; g < groups; g += kWarp) {
-        load_group<kVector>(row, g, a.channel_stride, a.channels, 0.0f, values);
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) sum += values[i];
-      }
-      const float mean = warp_sum(sum) / d;
-      // The computed mean is off by its own rounding; what is left is found on the way to the
-      // variance.
-      float centred_sum = 0.0f, squares = 0.0f;
-      for (int64_t g = lane; g < groups; g += kWarp) {
-        load_group<kVector>(row, g, a.channel_stride, a.channels, mean, values);
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) {
-          const float centred = values[i] - mean;
-          centred_sum += centred;
-          squares = fmaf(centred, centred, squares);
-        }
-      }
-      const float rest = warp_sum(centred_sum) / d;
-      float variance = warp_sum(squares) / d - rest * rest;
-      if (variance < 0.0f) variance = 0.0f;  // by rounding; NaN passes
+      const RowStatistics row = row_statistics<kVector>(rows + r * a.token_stride, a, lane,
+                                                        [](int64_t, const float (&)[kWidth]) {});
       if (lane == 0) {
-        row_mean[r] = mean;
-        row_rest[r] = rest;
-        row_rstd[r] = 1.0f / sqrtf(variance + a.eps);
+        row_mean[r] = row.mean;
+        row_rest[r] = row.rest;
+        row_rstd[r] = row.rstd;
       }
     }
     __syncthreads();
 
     for (int64_t base = 0; base < groups; base += span) {
       const int64_t g = base + threadIdx.x % span;
-      float sums[kWidth] = {};
+      float values[kWidth], sums[kWidth] = {};
       if (slice < slices && g < groups) {
         for (int r = slice; r < count; r += slices) {
           load_group<kVector>(rows + r * a.token_stride, g, a.channel_stride, a.channels, 0.0f,
@@ -131,8 +107,6 @@ __global__ void __launch_bounds__(kTiles.combine_threads)
     a.out[i] = value;
   }
 }
-
-int blocks_for(int64_t items) { return static_cast<int>(items < kMaxBlocks ? items : kMaxBlocks); }
 
 template <class T>
 cudaError_t launch(const MeanLayerNormArgs& a, cudaStream_t stream) {

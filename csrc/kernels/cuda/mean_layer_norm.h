@@ -4,17 +4,11 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
-#include "kernels/dtype.h"
+#include "kernels/layer_norm.h"
 
 namespace fiqa_fast::cuda {
 
-struct MeanLayerNormArgs {
-  const void* x;  // [B, N, D]
-  DType dtype;
-  int64_t images, tokens, channels;                    // B, N, D
-  int64_t image_stride, token_stride, channel_stride;  // of x, in elements
-  Channelwise weight, bias;                            // [D]
-  float eps;
+struct MeanLayerNormArgs : LayerNormInput {
   float* partial;  // scratch, of mean_layer_norm_scratch() floats
   float* out;      // [B, D]
 };

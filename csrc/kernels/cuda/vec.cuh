@@ -15,6 +15,10 @@ constexpr int kWarp = 32;
 // The limit of gridDim.x; gridDim.y and z end at 65535, which B or B * H may exceed.
 constexpr int64_t kMaxBlocks = 2147483647;
 
+inline int blocks_for(int64_t items) {
+  return static_cast<int>(items < kMaxBlocks ? items : kMaxBlocks);
+}
+
 template <class T>
 constexpr int kGroup = 16 / static_cast<int>(sizeof(T));
 
@@ -56,6 +60,19 @@ __device__ inline void load_group(const T* row, int64_t group, int64_t stride, i
 #pragma unroll
     for (int i = 0; i < kGroup<T>; ++i)
       out[i] = first + i < channels ? to_float(row[(first + i) * stride]) : fill;
+  }
+}
+
+// kCount float32 numbers, a multiple of four, at a multiple of 16 bytes.
+template <int kCount>
+__device__ inline void load_floats(const float* from, float (&out)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    const float4 four = *reinterpret_cast<const float4*>(from + i);
+    out[i] = four.x;
+    out[i + 1] = four.y;
+    out[i + 2] = four.z;
+    out[i + 3] = four.w;
   }
 }
 

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/layer_norm_dot.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/schedule.h"
+#include "kernels/cpu/layer_norm_dot.h"
+#include "ops/outputs.h"
+
+namespace fiqa_fast {
+namespace {
+
+Tensor layer_norm_dot_cpu(const Tensor& x,                      // [B, N, D]
+                          const std::optional<Tensor>& weight,  // [D]
+                          const std::optional<Tensor>& bias,    // [D]
+                          double eps,
+                          const Tensor& w) {  // [N, D]
+  const LayerNormInput in = check_layer_norm_dot(x, weight, bias, eps, w);
+  const Tensor out = empty_float32({in.images}, x);
+  if (in.images == 0) return out;
+
+  const int64_t chunks = divide_up(in.tokens, kLayerNormDotTokensPerChunk);
+  const Tensor folded = empty_float32({in.tokens, LayerNormDotArgs::padded(in.channels)}, x);
+  const Tensor token_sums = empty_float32({2, in.tokens}, x);
+  const Tensor partial = empty_float32({in.images, chunks}, x);
+  const LayerNormDotArgs args = {in,
+                                 static_cast<const float*>(w.const_data_ptr()),
+                                 w.stride(0),
+                                 w.stride(1),
+                                 float32_data(folded),
+                                 float32_data(token_sums),
+                                 float32_data(token_sums) + in.tokens,
+                                 float32_data(partial),
+                                 float32_data(out)};
+
+  const LayerNormDotKernels& kernels = layer_norm_dot_kernels();
+  torch::stable::parallel_for(0, in.tokens, kLayerNormDotTokensPerChunk,
+                              [&](int64_t begin, int64_t end) { kernels.fold(args, begin, end); });
+  run_phases<LayerNormDotArgs>(args, in.images,
+                               {{kernels.partial_sums, chunks}, {kernels.combine, 1}});
+  return out;
+}
+
+}  // namespace
+}  // namespace fiqa_fast
+
+STABLE_TORCH_LIBRARY_IMPL(fiqa_fast, CPU, m) {
+  m.impl("layer_norm_dot", TORCH_BOX(&fiqa_fast::layer_norm_dot_cpu));
+}

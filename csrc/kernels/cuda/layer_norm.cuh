@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Row statistics, for the kernels of every operator on LayerNorm(x).
+#pragma once
+
+#include "kernels/cuda/vec.cuh"
+#include "kernels/layer_norm.h"
+#include "kernels/shapes.h"
+
+namespace fiqa_fast::cuda {
+
+struct RowStatistics {
+  // As computed, and what it lacks to the exact mean: that is off by its own rounding, and the
+  // second reading finds the mean of what is left.
+  float mean, rest;
+  float rstd;  // 1 / sqrt(variance + eps)
+};
+
+// The statistics of a row, by one warp, for all its lanes. On the second reading each lane calls
+// visit(group, centred) with its elements minus mean, zero where there are none.
+template <bool kVector, class T, class Visit>
+__device__ inline RowStatistics row_statistics(const T* row, const LayerNormInput& in, int lane,
+                                               const Visit& visit) {
+  constexpr int kWidth = kGroup<T>;
+  const int64_t groups = divide_up(in.channels, kWidth);
+  const float d = static_cast<float>(in.channels);
+  float values[kWidth];
+
+  float sum = 0.0f;
+  for (int64_t g = lane; g < groups; g += kWarp) {
+    load_group<kVector>(row, g, in.channel_stride, in.channels, 0.0f, values);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) sum += values[i];
+  }
+  const float mean = warp_sum(sum) / d;
+  float centred_sum = 0.0f, squares = 0.0f;
+  for (int64_t g = lane; g < groups; g += kWarp) {
+    load_group<kVector>(row, g, in.channel_stride, in.channels, mean, values);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      values[i] -= mean;
+      centred_sum += values[i];
+      squares = fmaf(values[i], values[i], squares);
+    }
+    visit(g, values);
+  }
+  const float rest = warp_sum(centred_sum) / d;
+  float variance = warp_sum(squares) / d - rest * rest;
+  if (variance < 0.0f) variance = 0.0f;  // by rounding; NaN passes
+  return {mean, rest, 1.0f / sqrtf(variance + in.eps)};
+}
+
+}  // namespace fiqa_fast::cuda

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// sum_n sum_d LayerNorm(x)[n, d] w[n, d], with one warp per row everywhere.
+//
+// The first kernel folds LayerNorm's weight g and bias b into w, once for all images. The second
+// finds what each token of each image adds, reading x once from memory and once more from cache:
+//
+//   rstd (sum_d (x - mean) (g_d w[n, d])) + sum_d b_d w[n, d]
+//
+// The third adds the tokens of an image. No atomics: results are the same every time.
+#include "kernels/cuda/layer_norm_dot.h"
+
+#include "kernels/cuda/layer_norm.cuh"
+
+namespace fiqa_fast::cuda {
+namespace {
+
+struct Tiles {
+  // 8 warps, a token each, and no shared memory: 144 tokens of 32 images are 576 blocks, enough to
+  // hide the latency of the two readings on any device.
+  int threads = 256;
+};
+constexpr Tiles kTiles;
+constexpr int kWarps = kTiles.threads / kWarp;
+
+// The row that a warp begins with, and how many there are between two of its rows.
+__device__ int64_t first_row() {
+  return static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+}
+__device__ int64_t row_step() { return static_cast<int64_t>(gridDim.x) * kWarps; }
+
+__global__ void __launch_bounds__(kTiles.threads) fold(LayerNormDotArgs a) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t padded = LayerNormDotArgs::padded(a.channels);
+  for (int64_t n = first_row(); n < a.tokens; n += row_step()) {
+    float folded_sum = 0.0f, constant = 0.0f;
+    for (int64_t c = lane; c < padded; c += kWarp) {
+      float value = 0.0f;
+      if (c < a.channels) {
+        value = a.w[n * a.w_token_stride + c * a.w_channel_stride];
+        if (a.bias.data) constant = fmaf(element(a.bias, c), value, constant);
+        if (a.weight.data) value *= element(a.weight, c);
+      }
+      folded_sum += value;
+      a.folded[n * padded + c] = value;
+    }
+    folded_sum = warp_sum(folded_sum);
+    constant = warp_sum(constant);
+    if (lane == 0) {
+      a.folded_sum[n] = folded_sum;
+      a.constant[n] = constant;
+    }
+  }
+}
+
+template <class T, bool kVector>
+__global__ void __launch_bounds__(kTiles.threads) token_values(LayerNormDotArgs a) {
+  constexpr int kWidth = kGroup<T>;
+  const int lane = threadIdx.x % kWarp;
+  const int64_t padded = LayerNormDotArgs::padded(a.channels);
+  for (int64_t item = first_row(); item < a.images * a.tokens; item += row_step()) {
+    const int64_t image = item / a.tokens, n = item % a.tokens;
+    const T* x = static_cast<const T*>(a.x) + image * a.image_stride + n * a.token_stride;
+    const float* folded = a.folded + n * padded;
+    float dot = 0.0f;
+    const RowStatistics row =
+        row_statistics<kVector>(x, a, lane, [&](int64_t group, const float (&centred)[kWidth]) {
+          float factors[kWidth];
+          load_floats(folded + group * kWidth, factors);
+#pragma unroll
+          for (int i = 0; i < kWidth; ++i) dot = fmaf(centred[i], factors[i], dot);
+        });
+    dot = warp_sum(dot) - row.rest * a.folded_sum[n];
+    if (lane == 0) a.token_values[item] = row.rstd * dot + a.constant[n];
+  }
+}
+
+__global__ void __launch_bounds__(kTiles.threads) combine(LayerNormDotArgs a) {
+  const int lane = threadIdx.x % kWarp;
+  for (int64_t image = first_row(); image < a.images; image += row_step()) {
+    float total = 0.0f;
+    for (int64_t n = lane; n < a.tokens; n += kWarp) total += a.token_values[image * a.tokens + n];
+    total = warp_sum(total);
+    if (lane == 0) a.out[image] = total;
+  }
+}
+
+int blocks_for_rows(int64_t rows) { return blocks_for(divide_up(rows, kWarps)); }
+
+template <class T>
+cudaError_t launch(const LayerNormDotArgs& a, cudaStream_t stream) {
+  fold<<<blocks_for_rows(a.tokens), kTiles.threads, 0, stream>>>(a);
+  cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) return error;
+  const int64_t strides[] = {a.image_stride, a.token_stride};
+  const int blocks = blocks_for_rows(a.images * a.tokens);
+  if (rows_are_aligned(a.x, sizeof(T), a.channels, a.channel_stride, strides, 2))
+    token_values<T, true><<<blocks, kTiles.threads, 0, stream>>>(a);
+  else
+    token_values<T, false><<<blocks, kTiles.threads, 0, stream>>>(a);
+  error = cudaGetLastError();
+  if (error != cudaSuccess) return error;
+  combine<<<blocks_for_rows(a.images), kTiles.threads, 0, stream>>>(a);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_layer_norm_dot(const LayerNormDotArgs& a, cudaStream_t stream) {
+  switch (a.dtype) {
+    case DType::kFloat32:
+      return launch<float>(a, stream);
+    case DType::kBFloat16:
+      return launch<BFloat16>(a, stream);
+    case DType::kFloat16:
+      return launch<Float16>(a, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace fiqa_fast::cuda
