@@ -14,11 +14,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..models.vit import FaceViT, Linear, Mlp
+from ..models.casting import cast_linear
+from ..models.vit import FaceViT
 from ..quality.method import QualityMethod, Values
 from .hardware import FLOAT32_PRECISIONS, float32_arithmetic
 from .packed import can_pack, pack_blocks
-from .rounding import round_keeping_row_sums
 from .workers import run_all
 
 # Images per group on a GPU: enough to fill one with a small ViT, small enough that padding a
@@ -135,10 +135,5 @@ def _prepared(
         idle += [vit.norm, vit.feature]
     memo: dict[int, object] = {id(part): nn.Identity() for part in idle}
     prepared = copy.deepcopy(vit, memo).to(device, torch.float32).eval().requires_grad_(False)
-    if dtype != torch.float32:
-        for module in prepared.modules():
-            if isinstance(module, Mlp):
-                module.fc2.weight.data = round_keeping_row_sums(module.fc2.weight, dtype)
-            if isinstance(module, Linear):
-                module.to(dtype)
+    cast_linear(prepared, dtype)
     return prepared
