@@ -20,9 +20,11 @@ from .errors import CheckpointError, ImageError
 from .images import load_image, resize
 from .models.gauge import SUFFIX, Gauge, load_gauge, state_dict_sha256
 from .models.vit import FaceViT
-from .quality.attn_fiqa import OUTPUTS as QUALITY_OUTPUTS
+from .quality import attn_fiqa, vit_fiqa
 from .quality.attn_fiqa import AttnFiqa
+from .quality.method import QualityMethod
 from .quality.reductions import Heads
+from .quality.vit_fiqa import VitFiqa
 from .workers import run_alone
 
 if TYPE_CHECKING:
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
 
     ImageLike = str | Path | PIL.Image.Image | np.ndarray[Any, Any]
 
-METHODS = ("attn-fiqa",)
-OUTPUTS = ("score", "embedding", *QUALITY_OUTPUTS[1:])
+METHODS = ("attn-fiqa", "vit-fiqa", "ex-fiqa")
+TOKENS = ("patch", "all")
+OUTPUTS = ("score", "embedding", *attn_fiqa.OUTPUTS[1:])
 # Normalised pixels lie within 1; augmentation may take them a little beyond, 0..255 far beyond.
 NORMALIZED_LIMIT = 4.0
 
@@ -74,7 +77,9 @@ class Scorer:
 
     Args:
         model: from :func:`fiqa_fast.load_model`. The scorer keeps its own copy of the weights.
-        method: ``"attn-fiqa"``: the mean pre-softmax attention logit (arXiv 2604.22841).
+        method: ``"attn-fiqa"``: the mean pre-softmax attention logit (arXiv 2604.22841);
+            ``"vit-fiqa"``: the quality head of a ViT-FIQA model (arXiv 2508.13957);
+            ``"ex-fiqa"``: the same head after block ``exit``, or fused (arXiv 2604.22842).
         outputs: any of score, embedding, patch_map, query_map, head_scores, exit_scores.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``.
         dtype: of the blocks' products: float32, bfloat16, float16, or auto: bfloat16 where the
@@ -84,10 +89,15 @@ class Scorer:
         gauge: ``"auto"`` takes the gauge that comes with the model, if any; ``None`` gives
             published values; else a gauge file or :class:`Gauge`. It applies to the mean over all
             heads: ``auto`` leaves it out elsewhere.
-        reduction: mean, median, max, inverse_std, row_variance or centered_variance.
-        heads: ``"all"``, ``"average"`` (head-averaged logits) or one head's number from 0.
-        exit: block whose logits count, 1..depth (the last by default); blocks 1..exit-1 run.
-        fusion: ``"uniform"`` or ``"depth"`` over the exits up to ``exit``.
+        reduction: of attn-fiqa: mean, median, max, inverse_std, row_variance or
+            centered_variance.
+        heads: of attn-fiqa: ``"all"``, ``"average"`` (head-averaged logits) or one head's number
+            from 0.
+        tokens: of attn-fiqa: ``"patch"`` leaves a model's quality token out, ``"all"`` does not.
+        exit: 1..depth, the last by default. attn-fiqa: the block whose logits count, for which
+            blocks 1..exit-1 run; ex-fiqa: the block after which the head is applied.
+        fusion: of attn-fiqa and ex-fiqa: ``"uniform"`` or ``"depth"`` (weights proportional to
+            depth) over the exits 1..``exit``.
 
     Results do not depend on how images are batched, on the number of threads
     (``torch.set_num_threads``) or on other images of the batch, bitwise, on one machine and
@@ -110,6 +120,7 @@ class Scorer:
         *,
         reduction: str = "mean",
         heads: Heads = "all",
+        tokens: str = "patch",
         exit: int | None = None,
         fusion: str | None = None,
     ) -> None:
@@ -127,30 +138,22 @@ class Scorer:
         self.method = method
         self.outputs = _checked_outputs(outputs)
         heads, exit = _whole(heads), _whole(exit)
+        _check_exit(exit, model.config.depth)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.float32_precision = float32_precision
-        self.reduction, self.heads, self.fusion = reduction, heads, fusion
+        self.reduction, self.heads, self.tokens, self.fusion = reduction, heads, tokens, fusion
         self.exit = model.config.depth if exit is None else exit
         self.config = model.config
         self._model_sha256 = model.checkpoint_sha256
         # On a worker, as all torch work here: see fiqa_fast.workers.
         self._state_sha256 = run_alone(lambda: state_dict_sha256(model))
-        applies = reduction == "mean" and not isinstance(heads, int)
-        self.gauge = _resolve_gauge(gauge, model, self._state_sha256, applies)
+        self.gauge = _resolve_gauge(gauge, model, self._state_sha256, self._has_a_mean_over_heads())
         self._engine = run_alone(lambda: self._build(model))
 
     def _build(self, model: FaceViT) -> EagerEngine:
-        quality = AttnFiqa(
-            model,
-            self.outputs,
-            reduction=self.reduction,
-            heads=self.heads,
-            exit=self.exit,
-            fusion=self.fusion,
-            gauge=self.gauge,
-            device=self.device,
-        )
+        attention = self.method == "attn-fiqa"
+        quality = self._attn_fiqa(model) if attention else self._vit_fiqa(model)
         return EagerEngine(
             model,
             quality,
@@ -191,12 +194,64 @@ class Scorer:
                 results[name] = results[name].unflatten(1, (side, side))
         return QualityResult(**results)
 
+    def _has_a_mean_over_heads(self) -> bool:
+        """Whether a gauge, which belongs to that mean over the patches, applies."""
+        return (
+            self.method == "attn-fiqa"
+            and self.reduction == "mean"
+            and not isinstance(self.heads, int)
+            and (self.tokens == "patch" or self.config.num_prefix_tokens == 0)
+        )
+
+    def _attn_fiqa(self, model: FaceViT) -> QualityMethod:
+        if self.tokens not in TOKENS:
+            raise ValueError(f"tokens must be one of {', '.join(TOKENS)}, got {self.tokens!r}")
+        return AttnFiqa(
+            model,
+            self.outputs,
+            reduction=self.reduction,
+            heads=self.heads,
+            tokens=self.tokens,
+            exit=self.exit,
+            fusion=self.fusion,
+            gauge=self.gauge,
+            device=self.device,
+        )
+
+    def _vit_fiqa(self, model: FaceViT) -> QualityMethod:
+        if model.config.quality_head is None:
+            raise ValueError(
+                f"method {self.method} needs a ViT-FIQA model, which has a quality head; this one "
+                "has none: use attn-fiqa"
+            )
+        if self.method == "vit-fiqa" and (self.exit != model.config.depth or self.fusion):
+            raise ValueError("vit-fiqa reads the last block alone: use ex-fiqa for exit and fusion")
+        for name, value, only in (
+            ("reduction", self.reduction, "mean"),
+            ("heads", self.heads, "all"),
+            ("tokens", self.tokens, "patch"),
+        ):
+            if value != only:
+                raise ValueError(f"{name}={value!r} belongs to attn-fiqa, not to {self.method}")
+        for name in self.outputs:
+            if name not in (*vit_fiqa.OUTPUTS, "embedding"):
+                raise ValueError(f"{self.method} has no {name}: that is an output of attn-fiqa")
+        return VitFiqa(
+            model,
+            self.outputs,
+            exit=self.exit,
+            fusion=self.fusion,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
     def describe(self) -> dict[str, Any]:
         """Everything that decides the values, as JSON-able facts."""
         return {
             "method": self.method,
             "reduction": self.reduction,
             "heads": self.heads,
+            "tokens": self.tokens,
             "exit": self.exit,
             "fusion": self.fusion,
             "outputs": list(self.outputs),
@@ -216,6 +271,11 @@ def _whole(value: Any) -> Any:
     if isinstance(value, (bool, str)) or not hasattr(value, "__index__"):
         return value
     return operator.index(value)
+
+
+def _check_exit(exit: int | None, depth: int) -> None:
+    if exit is not None and (type(exit) is not int or not 1 <= exit <= depth):
+        raise ValueError(f"exit must be a block's number from 1 to {depth}, got {exit!r}")
 
 
 def _checked_outputs(outputs: Iterable[str]) -> tuple[str, ...]:
@@ -248,8 +308,8 @@ def _resolve_gauge(
             return None
     elif not applies:
         raise ValueError(
-            "a gauge belongs to the mean over all heads: leave it out (gauge=None, --gauge none) "
-            "with another reduction or with one head"
+            "a gauge belongs to attn-fiqa's mean over all heads: leave it out (gauge=None, "
+            "--gauge none) with another method or reduction, or with one head"
         )
     if not isinstance(gauge, Gauge):
         gauge = load_gauge(gauge)

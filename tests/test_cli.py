@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 import fiqa_fast
+from fiqa_fast import FaceViT, ViTConfig
 from fiqa_fast.cli import main
 from fiqa_fast.cli.options import OUTPUTS, parse_architecture
 from fiqa_fast.images import load_image
@@ -429,6 +430,22 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
 
 
 # Help and the other commands
+
+
+def test_early_exits_of_a_vit_fiqa_model(cli: Any, gallery: Path, tmp_path: Path) -> None:
+    config = ViTConfig(28, 16, 3, 2, 3, quality_head="token")
+    torch.save(FaceViT(config).state_dict(), tmp_path / "m.pt")
+    model = ("--model", tmp_path / "m.pt", "--architecture", "num_heads=2")
+    for options in (["--exit", 2], ["--fusion", "depth"], ["--outputs", "exit_scores"]):
+        table = tmp_path / "out.parquet"
+        outcome = cli("score", gallery, "-o", table, *model, "--method", "ex-fiqa", *options)
+        assert outcome.status == 0, outcome.err
+        assert "ex-fiqa, exit" in outcome.err
+        assert pq.read_table(table).num_rows == 7
+    refused = cli("score", gallery, *model, "--method", "vit-fiqa", "--exit", 2)
+    assert refused.status == 2
+    assert "use ex-fiqa" in refused.err
+    assert cli("score", gallery, "--method", "ex-fiqa").status == 2  # the starter has no such head
 
 
 def test_help_is_there_and_imports_nothing_heavy() -> None:

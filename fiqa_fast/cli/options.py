@@ -91,6 +91,13 @@ def scorer_options(function: F) -> F:
                 help="Reduce over all heads, over their averaged logits, or over one head.",
             ),
             click.option(
+                "--tokens",
+                type=click.Choice(["patch", "all"]),
+                default="patch",
+                show_default=True,
+                help="Whose logits attn-fiqa takes: all leaves a quality token in.",
+            ),
+            click.option(
                 "--exit",
                 "exit_block",
                 type=click.IntRange(min=1),

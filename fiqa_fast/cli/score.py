@@ -146,13 +146,17 @@ def command(
 def _meaning(scorer: Scorer) -> str:
     """Say what the scores are, for a reader who will see the numbers alone."""
     facts = scorer.describe()
-    parts = [facts["method"], facts["reduction"]]
-    if facts["heads"] != "all":
-        parts.append(f"heads {facts['heads']}")
+    attention = facts["method"] == "attn-fiqa"
+    parts = [facts["method"]]
+    if attention:
+        parts.append(facts["reduction"])
+        if facts["heads"] != "all":
+            parts.append(f"heads {facts['heads']}")
     parts.append(f"exit {facts['exit']}")
     if facts["fusion"] is not None:
         parts.append(f"{facts['fusion']} fusion")
-    parts.append("published scores" if scorer.gauge is None else "calibrated by its gauge")
+    if attention:
+        parts.append("published scores" if scorer.gauge is None else "calibrated by its gauge")
     return f"{', '.join(parts)}; {facts['dtype']} on {facts['device']}"
 
 

@@ -14,12 +14,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..models.vit import Attention, FaceViT, Linear, Mlp
+from ..models.casting import cast_linear, drop_key_biases
+from ..models.vit import FaceViT
 from ..quality.method import QualityMethod, Values
 from ..workers import run_all, run_alone
 from .hardware import FLOAT32_PRECISIONS, float32_arithmetic
 from .packed import can_pack, pack_blocks
-from .rounding import round_keeping_row_sums
 
 # Images per group on a GPU: enough to fill one with a small ViT, small enough that padding a
 # short batch wastes little.
@@ -138,15 +138,6 @@ def _prepared(
         idle += [vit.norm, vit.feature]
     memo: dict[int, object] = {id(part): nn.Identity() for part in idle}
     prepared = copy.deepcopy(vit, memo).to(device, torch.float32).eval().requires_grad_(False)
-    for module in prepared.modules():
-        if isinstance(module, Attention) and module.qkv.bias is not None:
-            # Softmax does not see a key bias, but a large one costs low precision its digits.
-            dim = module.qkv.in_features
-            module.qkv.bias.data[dim : 2 * dim] = 0
-    if dtype != torch.float32:
-        for module in prepared.modules():
-            if isinstance(module, Mlp):
-                module.fc2.weight.data = round_keeping_row_sums(module.fc2.weight, dtype)
-            if isinstance(module, Linear):
-                module.to(dtype)
+    drop_key_biases(prepared)
+    cast_linear(prepared, dtype)
     return prepared

@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 
 ACTIVATIONS = ("relu6", "gelu")
+# ViT-FIQA's variants (arXiv 2508.13957): T, C and the one whose head reads all tokens.
+QUALITY_HEADS = ("token", "crfiqa", "full")
 # Far above any ViT; they bound what a made-up checkpoint can ask for.
 MAX_DEPTH = 1000
 MAX_SIZE = 1_000_000
@@ -17,7 +19,10 @@ class ViTConfig:
 
     Sizes are in pixels (``img_size``, ``patch_size``) and in features (``embed_dim``,
     ``num_classes``: the width of the embedding). ``mlp_ratio`` may be fractional as long as
-    ``mlp_ratio * embed_dim`` is whole.
+    ``mlp_ratio * embed_dim`` is whole. ``quality_head`` is the variant of a ViT-FIQA model:
+    ``"token"`` (T: patches to the embedding, the quality token to the score), ``"crfiqa"`` (C: no
+    quality token, the embedding to the score) or ``"full"`` (all tokens to the embedding, it to
+    the score). Their embedding is ``embed_dim`` wide, whatever ``num_classes`` says.
 
     Raises:
         ValueError: a number is out of range, or two of them do not fit together.
@@ -33,6 +38,7 @@ class ViTConfig:
     qkv_bias: bool = False
     layer_norm_eps: float = 1e-5
     activation: str = "relu6"
+    quality_head: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "embed_dim", "depth", "num_heads", "num_classes", "img_size"):
@@ -53,6 +59,13 @@ class ViTConfig:
             raise ValueError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
             )
+        if self.quality_head is not None:
+            if self.quality_head not in QUALITY_HEADS:
+                raise ValueError(
+                    f"quality_head must be one of {', '.join(QUALITY_HEADS)} or none, "
+                    f"got {self.quality_head!r}"
+                )
+            object.__setattr__(self, "num_classes", self.embed_dim)
         if self.embed_dim % self.num_heads:
             raise ValueError(
                 f"num_heads must divide embed_dim {self.embed_dim}, got {self.num_heads}"
@@ -73,8 +86,22 @@ class ViTConfig:
         return self.img_size // self.patch_size
 
     @property
-    def num_tokens(self) -> int:
+    def num_patches(self) -> int:
         return self.grid_size**2
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: ViT-FIQA's quality token, or none."""
+        return int(self.quality_head in ("token", "full"))
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prefix_tokens + self.num_patches
+
+    @property
+    def num_feature_tokens(self) -> int:
+        """Tokens that the embedding is made of: the last ones."""
+        return self.num_patches if self.quality_head == "token" else self.num_tokens
 
     @property
     def head_dim(self) -> int:

@@ -28,7 +28,9 @@ FIELDS = tuple(field.name for field in dataclasses.fields(ViTConfig))
 TRAINING_ONLY = ("mask_ratio", "drop_path_rate", "drop_rate", "attn_drop_rate", "layout")
 # Keys that some checkpoints carry and evaluation does not use, and those it can do without.
 MAY_BE_EXTRA = ("mask_token",)
-MAY_BE_MISSING = ("feature.1.num_batches_tracked", "feature.3.num_batches_tracked")
+MAY_BE_MISSING = tuple(
+    f"{norm}.num_batches_tracked" for norm in ("feature.1", "feature.3", "head_qs.0")
+)
 
 Architecture = str | Mapping[str, Any]
 
@@ -42,9 +44,9 @@ def load_model(path: str | Path, architecture: Architecture | None = None) -> Fa
             insightface arcface_torch and DataParallel write them.
         architecture: a registered name (``fiqa-fast models`` lists them) or any of patch_size,
             embed_dim, depth, num_heads, mlp_ratio, num_classes, qkv_bias (also img_size,
-            layer_norm_eps, activation). What is not given comes from the ``architecture`` entry of
-            the safetensors metadata, if any, else from the shapes; num_heads, which no shape
-            shows, from the registered architecture of these shapes.
+            layer_norm_eps, activation, quality_head). What is not given comes from the
+            ``architecture`` entry of the safetensors metadata, if any, else from the shapes;
+            num_heads, which no shape shows, from the registered architecture of these shapes.
 
     Raises:
         CheckpointError: the file is unreadable, is not a face ViT, does not fit the architecture
@@ -114,6 +116,8 @@ def _known(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name, value in entry.items():
         if name in FIELDS:
             known[name] = value
+        elif name == "mode":  # as ViT-FIQA's constructor calls it
+            known["quality_head"] = value
         elif name in TRAINING_ONLY or (name == "norm_layer" and value == "ln"):
             continue
         else:
@@ -157,7 +161,19 @@ def _from_shapes(path: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
         seen["mlp_ratio"] = hidden // embed_dim if hidden % embed_dim == 0 else hidden / embed_dim
     if head is not None and head.dim() == 2:
         seen["num_classes"] = head.shape[0]
+    if any(key.startswith("head_qs.") for key in state):
+        seen["quality_head"] = _quality_head(state, embed_dim)
     return seen
+
+
+def _quality_head(state: Mapping[str, Tensor], embed_dim: int) -> str:
+    """ViT-FIQA's variant: a quality token or none, and whether the embedding is made of it too."""
+    if "qs_token" not in state:
+        return "crfiqa"
+    positions, feature = state.get("pos_embed"), state.get("feature.0.weight")
+    if positions is None or positions.dim() != 3 or feature is None or feature.dim() != 2:
+        return "token"
+    return "full" if feature.shape[1] == positions.shape[1] * embed_dim else "token"
 
 
 def _check_keys(path: Path, config: ViTConfig, state: Mapping[str, Tensor]) -> None:

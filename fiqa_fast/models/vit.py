@@ -82,15 +82,18 @@ class Block(nn.Module):
 
 
 class FaceViT(nn.Module):
-    """A ViT over patch tokens alone (no class token) with an embedding head over all tokens.
+    """A ViT over patch tokens (no class token) with an embedding head over all of them.
 
     ``forward`` maps normalised RGB images [B, 3, S, S], ``(x / 255 - 0.5) / 0.5``, to embeddings
     [B, num_classes], not L2-normalised: final norm, then Linear-BN-Linear-BN over the flattened
-    tokens, as CVLface and arcface_torch compute them. Evaluation only: the random masking, drop
-    path and dropout of their training code are left out.
+    tokens, as CVLface and arcface_torch compute them. ViT-FIQA's models (``config.quality_head``)
+    have a head for the quality score as well, and two of the three a quality token, token 0.
+    Evaluation only: the random masking, drop path and dropout of training are left out.
     """
 
     pos_embed: nn.Parameter
+    qs_token: nn.Parameter
+    head_qs: nn.Sequential
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -108,22 +111,38 @@ class FaceViT(nn.Module):
         self.blocks = cast("Sequence[Block]", blocks)
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.feature = nn.Sequential(
-            Linear(config.num_tokens * dim, dim, bias=False),
+            Linear(config.num_feature_tokens * dim, dim, bias=False),
             nn.BatchNorm1d(dim, eps=FEATURE_BN_EPS),
             Linear(dim, config.num_classes, bias=False),
             nn.BatchNorm1d(config.num_classes, eps=FEATURE_BN_EPS),
         )
+        if config.num_prefix_tokens:
+            self.qs_token = nn.Parameter(torch.zeros(1, 1, dim))
+        if config.quality_head is not None:
+            self.head_qs = nn.Sequential(
+                nn.BatchNorm1d(dim, eps=FEATURE_BN_EPS), Linear(dim, 1, bias=False)
+            )
         self.eval()
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, S, S] to the input of block 1, [B, N, D]."""
-        tokens: Tensor = self.patch_embed(images) + self.pos_embed
-        return tokens
+        tokens: Tensor = self.patch_embed(images)
+        if self.config.num_prefix_tokens:
+            tokens = torch.cat([self.qs_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return tokens + self.pos_embed
 
     def head(self, x: Tensor) -> Tensor:
         """Output of the last block [B, N, D] to embeddings [B, num_classes]."""
-        embedding: Tensor = self.feature(self.norm(x).flatten(1))
+        tokens = self.norm(x)[:, -self.config.num_feature_tokens :]
+        embedding: Tensor = self.feature(tokens.flatten(1))
         return embedding
+
+    def quality(self, x: Tensor) -> Tensor:
+        """Output of any block [B, N, D] to ViT-FIQA's quality scores [B]."""
+        token = self.config.quality_head == "token"
+        features = self.norm(x[:, 0]) if token else self.head(x)
+        score: Tensor = self.head_qs(features).squeeze(-1)
+        return score
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.embed(images)

@@ -74,7 +74,8 @@ class AttnFiqa:
     """ATTN-FIQA at one block, or fused over blocks 1..exit, with the chosen reduction and heads.
 
     Block l is seen at stage l - 1, its input. ``gauge`` calibrates the mean over all heads; the
-    query map and the head scores are the published logits in any case.
+    query map and the head scores are the published logits in any case. ``tokens`` says whose
+    logits count, ``"patch"`` or ``"all"``; maps have the patches' values in either case.
     """
 
     def __init__(
@@ -86,12 +87,16 @@ class AttnFiqa:
         heads: Heads = "all",
         exit: int | None = None,
         fusion: str | None = None,
+        tokens: str = "patch",
         gauge: Gauge | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         depth = vit.config.depth
+        # The N of the papers is the patches: a quality token before them is left out.
+        self.first_token = vit.config.num_prefix_tokens if tokens == "patch" else 0
+        self.num_patches = vit.config.num_patches
         exit = depth if exit is None else exit
-        _check_options(reduction, heads, exit, depth, vit.config.num_heads)
+        _check_options(reduction, heads, vit.config.num_heads)
         self.outputs, self.reduction, self.heads, self.gauge = outputs, reduction, heads, gauge
         self.depth = depth
         self.fusion_weights = exit_weights(exit, fusion)
@@ -105,6 +110,7 @@ class AttnFiqa:
     def observe(self, stage: int, x: Tensor) -> Values:
         number = stage + 1
         block = self.blocks[number]
+        x = x[:, self.first_token :]
         q_mean, k_mean = block.pooled(x)
         products = (q_mean * k_mean).unflatten(-1, (block.num_heads, -1))
         head_scores = block.scale * products.sum(-1)  # [B, H]
@@ -150,7 +156,7 @@ class AttnFiqa:
     def _maps(
         self, number: int, block: QueryKey, x: Tensor, q_mean: Tensor, k_mean: Tensor
     ) -> Values:
-        normed = block.normed(x)
+        normed = block.normed(x[:, -self.num_patches :])
         maps: Values = {}
         if "patch_map" in self.outputs:
             partner = self._head_weights(block) * q_mean
@@ -177,7 +183,7 @@ class AttnFiqa:
         return self.gauge.calibrate(number, mean, block.scale / block.num_heads * q_mean)
 
 
-def _check_options(reduction: str, heads: Heads, exit: int, depth: int, num_heads: int) -> None:
+def _check_options(reduction: str, heads: Heads, num_heads: int) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if heads not in ("all", "average") and not (type(heads) is int and 0 <= heads < num_heads):
@@ -185,5 +191,3 @@ def _check_options(reduction: str, heads: Heads, exit: int, depth: int, num_head
             f'heads must be "all", "average" or a head\'s number from 0 to {num_heads - 1}, '
             f"got {heads!r}"
         )
-    if type(exit) is not int or not 1 <= exit <= depth:
-        raise ValueError(f"exit must be a block's number from 1 to {depth}, got {exit!r}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounding weights to a narrow dtype so that every row keeps its sum.
+"""Casting linear layers to a narrow dtype, rounded so that rows keep their sums.
 
 A layer whose inputs share a positive mean, as those after a ReLU6 do, turns the sum of a row's
 rounding errors into a constant shift of its output: the largest error of bfloat16 scores on the
@@ -13,7 +13,32 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .vit import Attention, Linear, Mlp
+
+
+def drop_key_biases(module: nn.Module) -> None:
+    """Zero the key biases of every attention within ``module``, in place.
+
+    Softmax does not see them, but a large one costs narrow dtypes their digits. Logits that are
+    read as quality need them: those come from the unchanged model.
+    """
+    for part in module.modules():
+        if isinstance(part, Attention) and part.qkv.bias is not None:
+            dim = part.qkv.in_features
+            part.qkv.bias.data[dim : 2 * dim] = 0
+
+
+def cast_linear(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast every :class:`Linear` within ``module`` to ``dtype``, in place."""
+    if dtype == torch.float32:
+        return
+    for part in module.modules():
+        if isinstance(part, Mlp):
+            part.fc2.weight.data = round_keeping_row_sums(part.fc2.weight, dtype)
+        if isinstance(part, Linear):
+            part.to(dtype)
 
 
 def round_keeping_row_sums(weight: Tensor, dtype: torch.dtype) -> Tensor:
