@@ -52,12 +52,13 @@ def find_stack(vit: nn.Module) -> Stack:
             "one image tower, plain and not hierarchical"
         )
     where, blocks = stacks[0]
-    last = f"{where}.{len(blocks) - 1}"
-    found = _attentions(blocks[-1], last)
+    last_name, last_block = list(blocks.named_children())[-1]
+    last = f"{where}.{last_name}"
+    found = _attentions(last_block, last)
     if len(found) != 1:
         raise UnsupportedModelError(
             f"{name}: wanted one self-attention in the last block {last}, got {len(found)}: "
-            f"{', '.join(n for n, _ in found) or _seen(blocks[-1])}; {HINT}"
+            f"{', '.join(n for n, _ in found) or _seen(last_block)}; {HINT}"
         )
     attention_name, attention = found[0]
     custom = registered(attention)
