@@ -102,7 +102,6 @@ class AttentionTap:
             recorder.slots.values = self._measure(module, args, kwargs)
         elif not _exporting() and not _recomputing():
             recorder.last = self._measure(module, args, kwargs)
-            recorder.slots.grid = None
 
     def _measure(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -239,11 +238,10 @@ def with_quality(
     if isinstance(vit, QualityOutputs):
         raise UnsupportedModelError("wanted a plain model, got one that with_quality returned")
     _refuse_wrappers(vit)
-    site = find_site(vit)
+    twin = _without_taps(vit)
+    site = find_site(twin)
     row = _gauge_row(gauge, vit, site)
     recorder = Recorder(on_demand=True)
-    twin = twin_of(vit)
-    _remove_taps(twin)
     _add_taps(twin, AttentionTap(site, names, tokens, row, recorder))
     twin.__class__ = _quality_class(type(twin))
     twin.__dict__["_fiqa_recorder"] = recorder
@@ -261,9 +259,9 @@ def replace_last_attention(
     """
     _checked(("score",), tokens)
     _refuse_wrappers(vit)
-    site = find_site(vit)
+    site = find_site(_without_taps(vit))
     row = _gauge_row(gauge, vit, site)
-    _remove_taps(vit)
+    _remove_taps(vit, of_wrappers=False)
     recorder = Recorder(on_demand=False)
     _add_taps(vit, AttentionTap(site, ("score", "patch_map"), tokens, row, recorder))
     return vit
@@ -362,12 +360,23 @@ def _add_taps(vit: nn.Module, tap: AttentionTap) -> None:
     vit.get_submodule(stack.attention).register_forward_pre_hook(tap, with_kwargs=True)
 
 
-def _remove_taps(vit: nn.Module) -> None:
+def _without_taps(vit: _M) -> _M:
+    """A twin of the model as it was before any quality was added in place."""
+    twin = twin_of(vit)
+    _remove_taps(twin, of_wrappers=True)
+    return twin
+
+
+def _remove_taps(vit: nn.Module, of_wrappers: bool) -> None:
+    """Remove what replace_last_attention added, and on request what with_quality did."""
     for module in vit.modules():
         for table in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [k for k, hook in table.items() if isinstance(hook, (AttentionTap, GridTap))]:
-                del table[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
+            for key, hook in list(table.items()):
+                if isinstance(hook, (AttentionTap, GridTap)) and (
+                    of_wrappers or not hook.recorder.on_demand
+                ):
+                    del table[key]
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def _exporting() -> bool:

@@ -430,15 +430,22 @@ def test_train_mode_and_batch_sizes(name):
     model = build(name)
     wrapped = with_quality(model, OUTPUTS)
     for batch in (0, 1, 5):
+        try:
+            expected = model(images(batch))
+        except RuntimeError:  # some libraries' reshapes refuse an empty batch
+            assert batch == 0
+            continue
         output, *values = wrapped(images(batch))
-        assert same(output, model(images(batch)))
+        assert same(output, expected)
         assert [v.shape[0] for v in values] == [batch] * 4
     model.train()
     wrapped.train()
+    torch.manual_seed(0)
     output, *values = wrapped(images())
     torch.manual_seed(0)
+    assert same(output, model(images()))
     assert all(v.isfinite().all() for v in values)
-    assert wrapped.eval().training is False
+    assert not any(m.training for m in wrapped.eval().modules())
 
 
 @few

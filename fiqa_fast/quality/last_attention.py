@@ -32,6 +32,18 @@ class LogitMeans:
     query_map: Tensor | None  # [B, P]
     phi: Tensor  # [B, A], (s / H) q_mean with the heads in order: what a gauge weighs
 
+    def unless_masked(self, mask: Tensor) -> LogitMeans:
+        """The same values, or NaN if the mask (True: attend; or added to the logits) hides any."""
+        clear = mask.all() if mask.dtype == torch.bool else (mask == 0).all()
+        poison = torch.where(clear, 0.0, float("nan"))
+
+        def guarded(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t + poison
+
+        return LogitMeans(
+            self.head_scores + poison, guarded(self.key_map), guarded(self.query_map), self.phi
+        )
+
 
 def from_input(
     form: AttentionForm,

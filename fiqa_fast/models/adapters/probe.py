@@ -63,14 +63,15 @@ def randomised_copy(attention: nn.Module) -> nn.Module:
     Freshly initialised biases, relative position tables and norms are often exactly zero or one,
     and a term that is zero today would go unseen.
     """
-    twin = copy.deepcopy(attention).to("cpu", torch.float32).eval()
-    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False):
+        twin = copy.deepcopy(attention).to("cpu", torch.float32).eval()
+    generator = torch.Generator("cpu").manual_seed(0)
     tensors = [*twin.parameters(), *(b for b in twin.buffers() if b.is_floating_point())]
     with torch.no_grad():
         for tensor in tensors:
             if isinstance(tensor, nn.Parameter) or not tensor.any():
                 fan = tensor.shape[-1] if tensor.dim() > 1 else 4
-                noise = torch.randn(tensor.shape, generator=generator)
+                noise = torch.randn(tensor.shape, generator=generator, device="cpu")
                 tensor.copy_(noise / math.sqrt(fan))
     config = getattr(twin, "config", None)
     # Flash kernels are no part of the dispatcher's own and need not run on a CPU; they take the
@@ -84,7 +85,13 @@ def observed_logits(attention: nn.Module, args: tuple[Any, ...], kwargs: Any) ->
     """Logits [B, H, N, N], float64, of every softmax that one forward pass takes."""
     listener = _Listener()
     # With gradients enabled MultiheadAttention does not take its one-kernel inference path.
-    with warnings.catch_warnings(), torch.enable_grad(), listener:
+    with (
+        warnings.catch_warnings(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        listener,
+    ):
         warnings.simplefilter("ignore")
         attention(*args, **kwargs)
     return listener.logits

@@ -55,13 +55,15 @@ class AttentionSite:
             if self.form is None:
                 q, k, scale, bias = self._adapted(attention, args, kwargs)
                 return from_query_key(q, k, scale, bias, prefix, include_prefix)
-            y, rope = self._inputs(args, kwargs)
+            y, rope, mask = self._inputs(args, kwargs)
             form = self.form
             if form.norms or form.grouped or rope is not None:
                 q, k = form.query_key(attention, y, rope)
-                return from_query_key(q, k, form.scale, None, prefix, include_prefix)
-            projections = form.projections(attention)
-            return from_input(form, projections, y, prefix, include_prefix, maps)
+                means = from_query_key(q, k, form.scale, None, prefix, include_prefix)
+            else:
+                projections = form.projections(attention)
+                means = from_input(form, projections, y, prefix, include_prefix, maps)
+            return means if mask is None else means.unless_masked(mask)
 
     def tokens(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The attention's input y [B, N, D]."""
@@ -77,10 +79,11 @@ class AttentionSite:
 
     def _inputs(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Tokens, rotary embedding, and a mask whose values only an exported graph will know."""
         bound = dict(zip(self.names, args, strict=False)) | kwargs
         y = self.tokens(args, kwargs)
-        rope = None
+        rope = mask = None
         for name, value in bound.items():
             if name == self.names[0] or value is None or value is False or name in _HARMLESS:
                 continue
@@ -89,11 +92,14 @@ class AttentionSite:
             if name == "rope" and isinstance(value, Tensor):
                 rope = value
                 continue
+            if name == "attention_mask" and isinstance(value, Tensor) and _exporting():
+                mask = value  # transformers leaves out a mask that hides nothing, save in export
+                continue
             raise UnsupportedModelError(
                 f"{self.class_name}: wanted attention over the tokens alone, got the argument "
                 f"{name}, which may change the logits (a mask, a bias, other keys); {HINT}"
             )
-        return y, rope
+        return y, rope, mask
 
     def _adapted(
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -142,16 +148,16 @@ def _verify(site: AttentionSite, attention: nn.Module) -> None:
         raise UnsupportedModelError(f"{where}: wanted weights, got meta tensors; load them first")
     _refuse_suspects(site, attention, where)
     twin = randomised_copy(attention)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator("cpu").manual_seed(1)
     positions = site.stack.positions
     tokens = positions if positions is not None and positions <= _PROBE_TOKENS else 7
     prefix = int(getattr(attention, "num_prefix_tokens", 0))
     tokens = max(tokens, prefix + 2)
     width = site.form.width if site.form is not None else _width(attention)
-    y = torch.randn(2, tokens, width, generator=generator)
+    y = torch.randn(2, tokens, width, generator=generator, device="cpu")
     calls: list[dict[str, Any]] = [{}]
     if site.form is not None and site.form.rotary:
-        rope = torch.randn(tokens - prefix, 2 * site.form.head_dim, generator=generator)
+        rope = torch.randn(tokens - prefix, 2 * site.form.head_dim, generator=generator, device="cpu")
         calls.append({"rope": rope})
     args = (y, y, y) if isinstance(attention, nn.MultiheadAttention) else (y,)
     for kwargs in calls:
@@ -227,6 +233,10 @@ def _width(attention: nn.Module) -> int:
         f"{type(attention).__name__}: its input width is not known, so its adapter cannot be "
         "verified; register it with verify=False"
     )
+
+
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
