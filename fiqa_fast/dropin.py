@@ -142,8 +142,9 @@ class AttentionTap:
         images, rows, columns = grid
         if batch == images and count - prefix == rows * columns:
             return rows, columns
-        if batch == images and module.training and count - prefix < rows * columns:
-            return None  # patch dropout
+        dropped = self.site.stack.drops_patches and module.training
+        if dropped and batch == images and count - prefix < rows * columns:
+            return None
         raise UnsupportedModelError(
             f"{self.site.class_name}: wanted {images} x ({prefix} prefix + {rows} x {columns} "
             f"patch) tokens, got {batch} x {count}; tell the prefix by "
@@ -157,11 +158,11 @@ class QualityOutputs:
     _fiqa_recorder: Recorder
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        slots = self._fiqa_recorder.slots
+        slots: Any = self._fiqa_recorder.slots
         slots.values, slots.grid, slots.armed = None, None, True
         try:
             output = super().forward(*args, **kwargs)  # type: ignore[misc]
-            values = slots.values
+            values: tuple[Tensor, ...] | None = slots.values
         finally:
             slots.values, slots.grid, slots.armed = None, None, False
         if values is None:
@@ -173,8 +174,8 @@ class QualityOutputs:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made on the fly: pickles and copies name the class it was made from.
-        _, (cls, *rest), *state = super().__reduce_ex__(protocol)
-        return _rebuild, (_plain_class(cls), *rest), *state
+        reduced: Any = super().__reduce_ex__(protocol)
+        return _rebuild, (_plain_class(type(self)),), *reduced[2:]
 
 
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
@@ -188,7 +189,7 @@ def _quality_class(cls: type[nn.Module]) -> type[nn.Module]:
     return _classes[cls]
 
 
-def _plain_class(cls: type[nn.Module]) -> type[nn.Module]:
+def _plain_class(cls: Any) -> Any:
     return next(base for base in cls.__mro__[1:] if base is not QualityOutputs)
 
 
@@ -243,7 +244,7 @@ def with_quality(
     row = _gauge_row(gauge, vit, site)
     recorder = Recorder(on_demand=True)
     _add_taps(twin, AttentionTap(site, names, tokens, row, recorder))
-    twin.__class__ = _quality_class(type(twin))
+    twin.__class__ = _quality_class(type(twin))  # type: ignore[assignment]
     twin.__dict__["_fiqa_recorder"] = recorder
     return twin
 

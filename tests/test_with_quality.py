@@ -76,13 +76,17 @@ def torchvision_vit(**options):
     return VisionTransformer(**options)
 
 
-def face_vit(**options):
+def face_vit():
     return fiqa_fast.FaceViT(
         fiqa_fast.ViTConfig(
-            **{
-                "img_size": SIZE, "patch_size": PATCH, "embed_dim": 64, "depth": DEPTH,
-                "num_heads": 4, "num_classes": 8, "mlp_ratio": 2.0, "qkv_bias": True, **options,
-            }  # fmt: skip
+            img_size=SIZE,
+            patch_size=PATCH,
+            embed_dim=64,
+            depth=DEPTH,
+            num_heads=4,
+            num_classes=8,
+            mlp_ratio=2.0,
+            qkv_bias=True,
         )
     )
 
@@ -491,3 +495,235 @@ def test_export(name, strict):
         exported = torch.export.export(model, (x,), strict=strict).module()
         for a, b in zip(plain(exported(x)), plain(output), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+# --- what surrounds a model in practice ---
+
+
+@few
+def test_ddp(name, tmp_path):
+    dist = torch.distributed
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        model, x = build(name), images()
+        wrapped = with_quality(model, OUTPUTS)
+        expected = wrapped(x)
+        # Heads of outputs that the loss below does not use.
+        parallel = nn.parallel.DistributedDataParallel(wrapped, find_unused_parameters=True)
+        got = parallel(x)
+        assert same(got, expected)
+        sum(t.sum() for t in plain(got[0])).backward()
+        changed = nn.parallel.DistributedDataParallel(fiqa_fast.replace_last_attention(model))
+        changed(x)
+        assert torch.equal(fiqa_fast.last_quality(changed)[0], expected[1])
+    finally:
+        dist.destroy_process_group()
+
+
+@few
+def test_threads_do_not_mix(name):
+    wrapped = with_quality(build(name), ("score", "patch_map"))
+    batches = [images(1 + i, seed=i) for i in range(4)]
+    with torch.no_grad():
+        expected = [wrapped(x) for x in batches]
+    failures = []
+
+    def work(i):
+        with torch.no_grad():
+            for _ in range(4):
+                got = wrapped(batches[i])
+                for a, b in zip(got[1:], expected[i][1:], strict=True):
+                    if not torch.allclose(a, b, rtol=1e-4, atol=1e-5):
+                        failures.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@pytest.mark.parametrize("name", ["timm vit registers", "timm eva rope", "transformers vit"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(name, reentrant):
+    library("timm")
+    model, x = build(name).train(), images().requires_grad_()
+    score, patch_map = with_quality(model, ("score", "patch_map"))(x)[1:]
+    if name.startswith("timm"):
+        model.set_grad_checkpointing()
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    wrapped = with_quality(model, ("score", "patch_map"))
+    output, *values = wrapped(x)
+    assert torch.equal(values[0], score)
+    sum(t.sum() for t in plain(output)).backward()
+    grad, x.grad = x.grad, None
+    sum(t.sum() for t in plain(model(x))).backward()
+    assert torch.equal(grad, x.grad)
+    fiqa_fast.replace_last_attention(model)
+    output = model(x)
+    before = fiqa_fast.last_quality(model)
+    sum(t.sum() for t in plain(output)).backward()
+    assert fiqa_fast.last_quality(model)[0] is before[0]  # the recomputation is no forward pass
+    assert torch.equal(before[1], patch_map)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("timm vit", {"dynamic_img_size": True}),
+        ("timm vit dynamic pad", {"dynamic_img_size": True, "dynamic_img_pad": True}),
+        ("timm eva", {"dynamic_img_size": True, "use_rot_pos_emb": True}),
+    ],
+)
+def test_dynamic_and_oblong_images(name, options, monkeypatch):
+    cls = "eva.Eva" if "eva" in name else "vision_transformer.VisionTransformer"
+    monkeypatch.setitem(ZOO, name, (partial(timm_vit, cls, **options), 1))
+    model = build(name)
+    wrapped = with_quality(model, OUTPUTS)
+    for height, width in ((24, 40), (40, 16), (32, 32)):
+        x = images(2, height - 3 * ("pad" in name), width)
+        output, *values = wrapped(x)
+        assert same(output, model(x))
+        assert values[1].shape == (2, height // PATCH, width // PATCH)
+        expected, size = brute_force(monkeypatch, model, x, 1)
+        check(values, expected, size)
+    fiqa_fast.replace_last_attention(model)
+    model(images(1, 24, 40))
+    assert fiqa_fast.last_quality(model)[1].shape == (1, 3, 5)
+
+
+def test_interpolated_positions():
+    model, x = build("transformers vit"), images(2, 24, 40)
+    output, patch_map = with_quality(model, ("patch_map",))(x, interpolate_pos_encoding=True)
+    assert same(output, model(x, interpolate_pos_encoding=True))
+    assert patch_map.shape == (2, 3, 5)
+
+
+def test_recorded_outputs_stay():
+    model, x = build("transformers vit eager"), images()
+    for wanted in ({"output_attentions": True}, {"output_hidden_states": True}):
+        output, score = with_quality(model)(x, **wanted)
+        assert same(output, model(x, **wanted))
+        assert list(output) == list(model(x, **wanted))
+        assert len(list(output)) > 2
+        assert score.shape == (3,)
+
+
+def test_patch_dropout_gives_a_flat_map():
+    model = timm_vit(patch_drop_rate=0.5)
+    output, patch_map = with_quality(model, ("patch_map",))(images())
+    assert patch_map.shape == (3, 8)
+    assert with_quality(model.eval(), ("patch_map",))(images())[1].shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["timm vit", "transformers vit", "torchvision vit"])
+def test_fused_attention_stays_on(name, monkeypatch):
+    model, x = build(name), images()
+    calls = []
+
+    def run(function):
+        calls.clear()
+        fused = F.scaled_dot_product_attention
+        with monkeypatch.context() as patch, torch.enable_grad():
+            patch.setattr(
+                F,
+                "scaled_dot_product_attention",
+                lambda *a, **k: (calls.append(1), fused(*a, **k))[1],
+            )
+            function(x)
+        return len(calls)
+
+    assert run(model) == run(with_quality(model, OUTPUTS)) == DEPTH
+    fiqa_fast.replace_last_attention(model)
+    assert run(model) == DEPTH
+
+
+def test_inductor():
+    x, model = images(), build("timm vit registers")
+    wrapped = with_quality(model, OUTPUTS)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        got = torch.compile(wrapped, fullgraph=True)(x)
+        for a, b in zip(plain(got), plain(wrapped(x)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+# --- gauges ---
+
+
+def gauge_for(model, width=64, depth=DEPTH, **changes):
+    generator = torch.Generator().manual_seed(5)
+    values = {
+        "scale": torch.randn(depth, generator=generator),
+        "query_weight": torch.randn(depth, width, generator=generator),
+        "offset": torch.randn(depth, generator=generator),
+        "model_sha256": fiqa_fast.models.state_dict_sha256(model),
+        "hash": "state_dict",
+        **changes,
+    }
+    return fiqa_fast.Gauge(**values)
+
+
+@few
+def test_gauge(name, monkeypatch):
+    model, x = build(name), images()
+    width = {"transformers siglip head_dim 72": 144}.get(name, 64)
+    gauge = gauge_for(model, width)
+    published = with_quality(model, OUTPUTS)(x)[1:]
+    calibrated = with_quality(model, OUTPUTS, gauge=gauge)(x)[1:]
+    double = copy.deepcopy(model).double()
+    q = []
+    with monkeypatch.context() as patch:
+        # phi from the explicit queries of the same float64 forward pass, where fused attention runs
+        fused = F.scaled_dot_product_attention
+
+        def listen(query, *args, **kwargs):
+            q.append(query)
+            return fused(query, *args, **kwargs)
+
+        patch.setattr(F, "scaled_dot_product_attention", listen)
+        double(x.double())
+    if q:
+        q = q[DEPTH - 1][:, :, ZOO[name][1] :].detach()
+        phi = q.mean(dim=2).flatten(1) * q.shape[-1] ** -0.5 / q.shape[1]
+        score = gauge.calibrate(DEPTH, published[0].double(), phi)
+        torch.testing.assert_close(calibrated[0].double(), score, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(calibrated[1].mean(dim=(1, 2)), calibrated[0], rtol=1e-3, atol=1e-3)
+    assert torch.equal(calibrated[2], published[2])
+    assert torch.equal(calibrated[3], published[3])
+    fiqa_fast.replace_last_attention(model, gauge=gauge)
+    model(x)
+    assert torch.equal(fiqa_fast.last_quality(model)[0], calibrated[0])
+
+
+def test_gauge_of_another_model_is_refused():
+    model = build("fiqa_fast face vit")
+    for changes, text in (
+        ({"width": 32}, "wanted query_weight"),
+        ({"depth": 3}, "wanted query_weight"),
+        ({"model_sha256": "0" * 64}, "belongs to another model"),
+        ({"hash": "file"}, "this one has no file"),
+    ):
+        with pytest.raises(fiqa_fast.CheckpointError, match=text):
+            with_quality(model, gauge=gauge_for(model, **changes))
+
+
+def test_starter_agrees_with_the_scorer():
+    model = fiqa_fast.load_model("starter")
+    pixels = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
+    scorer = fiqa_fast.Scorer(
+        model, outputs=("score", "patch_map", "embedding"), device="cpu", dtype="float32"
+    )
+    wanted = scorer(pixels)
+    x = (pixels / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        embedding, score, patch_map = with_quality(
+            model, ("score", "patch_map"), gauge=scorer.gauge
+        )(x)
+    torch.testing.assert_close(score, wanted.score, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(patch_map, wanted.patch_map, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embedding, wanted.embedding, rtol=1e-4, atol=1e-4)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
@@ -57,8 +56,7 @@ def from_input(
     patches = y[:, prefix:]
     chosen = y if include_prefix else patches
     mean = chosen.mean(dim=1, dtype=torch.float32)  # [B, D]
-    q_mean = F.linear(mean, p.q_weight, p.q_bias)
-    k_mean = F.linear(mean, p.k_weight, p.k_bias)
+    q_mean, k_mean = p.both(mean)
     heads = form.num_heads
     factor = form.scale / heads
 
@@ -91,9 +89,7 @@ def from_query_key(
     dtype = q.dtype if q.dtype == k.dtype else torch.float32
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         dtype = torch.float32  # float64 models
-    means = ops.attention_logits_mean(
-        q[:, :, first:].to(dtype), k[:, :, first:].to(dtype), scale
-    )
+    means = ops.attention_logits_mean(q[:, :, first:].to(dtype), k[:, :, first:].to(dtype), scale)
     head_scores, key_map, query_map = means.head_scores, means.key_map, means.query_map
     if bias is not None:
         full = bias.float()

@@ -28,7 +28,7 @@ _FUSED = (
 
 class _Listener(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.logits: list[Tensor] = []
 
     def __torch_dispatch__(
@@ -47,7 +47,8 @@ class _Listener(TorchDispatchMode):
 def _fused_logits(bound: dict[str, Any]) -> Tensor:
     q, k = bound["query"].detach().double(), bound["key"].detach().double()
     scale = bound.get("scale")
-    logits = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    factor: float = q.shape[-1] ** -0.5 if scale is None else scale
+    logits: Tensor = factor * q @ k.transpose(-2, -1)
     mask = bound.get("attn_mask")
     if mask is not None:
         logits = logits + mask.double()
@@ -73,7 +74,7 @@ def randomised_copy(attention: nn.Module) -> nn.Module:
                 fan = tensor.shape[-1] if tensor.dim() > 1 else 4
                 noise = torch.randn(tensor.shape, generator=generator, device="cpu")
                 tensor.copy_(noise / math.sqrt(fan))
-    config = getattr(twin, "config", None)
+    config: Any = getattr(twin, "config", None)
     # Flash kernels are no part of the dispatcher's own and need not run on a CPU; they take the
     # same q, k and scale.
     if getattr(config, "_attn_implementation", None) not in (None, "eager", "sdpa"):

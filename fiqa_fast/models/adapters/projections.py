@@ -7,6 +7,7 @@ Recognition only proposes; ``probe`` disposes: a copy whose forward deviates is 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +26,26 @@ QUALITY_DTYPE = torch.float32
 
 @dataclasses.dataclass(frozen=True)
 class Projections:
-    """``weight`` [A, D] and ``bias`` [A] or None, of the queries and of the keys, as float32."""
+    """Weights [A, D] and biases [A] or None of queries and keys, float32.
+
+    ``packed`` are both weights in one, [2 A, D], where the module keeps them so.
+    """
 
     q_weight: Tensor
     q_bias: Tensor | None
     k_weight: Tensor
     k_bias: Tensor | None
+    packed: Tensor | None = None
+
+    def both(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [..., A] of y [..., D]: one product instead of two, if packed."""
+        if self.packed is None:
+            q, k = F.linear(y, self.q_weight), F.linear(y, self.k_weight)
+        else:
+            q, k = F.linear(y, self.packed).tensor_split([len(self.q_weight)], dim=-1)
+        q = q if self.q_bias is None else q + self.q_bias
+        k = k if self.k_bias is None else k + self.k_bias
+        return q, k
 
 
 def is_attention(module: nn.Module) -> bool:
@@ -80,31 +95,28 @@ class AttentionForm:
     def grouped(self) -> bool:
         return self.num_kv_heads != self.num_heads
 
-    def projections(self, module: nn.Module) -> Projections:
+    def projections(self, module: Any) -> Projections:
         """The current weights, cast to float32 (no copy where they are float32)."""
         q_size = self.num_heads * self.head_dim
         k_size = self.num_kv_heads * self.head_dim
         if self.kind in (("qkv",), ("in_proj",)):
-            packed = module.in_proj_weight if self.kind == ("in_proj",) else module.qkv.weight
+            weight = module.in_proj_weight if self.kind == ("in_proj",) else module.qkv.weight
             bias = module.in_proj_bias if self.kind == ("in_proj",) else module.qkv.bias
-            weights = packed[:q_size], packed[q_size : q_size + k_size]
+            packed = _float(weight[: q_size + k_size])
+            weights = packed[:q_size], packed[q_size:]
             biases = (None, None) if bias is None else (bias[:q_size], bias[q_size:][:k_size])
         else:
+            packed = None
             q, k = (getattr(module, name) for name in self.kind)
-            weights, biases = (q.weight, k.weight), (q.bias, k.bias)
-        # Eva keeps the biases of a fused projection beside it.
+            weights, biases = (_float(q.weight), _float(k.weight)), (q.bias, k.bias)
+        # timm's Eva and Beit keep the biases of a fused projection beside it.
         extra = getattr(module, "q_bias", None), getattr(module, "k_bias", None)
         q_bias, k_bias = (_sum(own, more) for own, more in zip(biases, extra, strict=True))
-        return Projections(_float(weights[0]), q_bias, _float(weights[1]), k_bias)
+        return Projections(weights[0], q_bias, weights[1], k_bias, packed)
 
-    def query_key(
-        self, module: nn.Module, y: Tensor, rope: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Explicit q and k [B, H, N, d] of the tokens y [B, N, D], float32, as attention uses them."""
-        p = self.projections(module)
-        y = _float(y)
-        q = self._split(F.linear(y, p.q_weight, p.q_bias))
-        k = self._split(F.linear(y, p.k_weight, p.k_bias))
+    def query_key(self, module: Any, y: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Explicit q and k [B, H, N, d], float32, of the tokens y [B, N, D], normed and rotated."""
+        q, k = (self._split(t) for t in self.projections(module).both(_float(y)))
         if self.norms:
             q, k = _norm(module.q_norm, q), _norm(module.k_norm, k)
         if rope is not None:
@@ -116,10 +128,11 @@ class AttentionForm:
         return q, k
 
     def _split(self, t: Tensor) -> Tensor:  # [B, N, A] -> [B, H, N, d]
-        return t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        split: Tensor = t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return split
 
 
-def read_form(module: nn.Module, rotary: bool) -> AttentionForm:
+def read_form(module: Any, rotary: bool) -> AttentionForm:
     """The form of a module that :func:`is_attention` accepts.
 
     Raises:
@@ -190,7 +203,7 @@ def _sum(own: Tensor | None, more: object) -> Tensor | None:
     return _float(more) if own is None else _float(own) + _float(more)
 
 
-def _norm(norm: nn.Module, t: Tensor) -> Tensor:
+def _norm(norm: Any, t: Tensor) -> Tensor:
     """A per-head norm in float32 whatever the dtype of its weights."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     if isinstance(norm, nn.LayerNorm):

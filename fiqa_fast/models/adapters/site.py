@@ -157,7 +157,9 @@ def _verify(site: AttentionSite, attention: nn.Module) -> None:
     y = torch.randn(2, tokens, width, generator=generator, device="cpu")
     calls: list[dict[str, Any]] = [{}]
     if site.form is not None and site.form.rotary:
-        rope = torch.randn(tokens - prefix, 2 * site.form.head_dim, generator=generator, device="cpu")
+        rope = torch.randn(
+            tokens - prefix, 2 * site.form.head_dim, generator=generator, device="cpu"
+        )
         calls.append({"rope": rope})
     args = (y, y, y) if isinstance(attention, nn.MultiheadAttention) else (y,)
     for kwargs in calls:

@@ -31,6 +31,7 @@ class Stack:
     prefix_tokens: int
     patch_conv: str | None
     positions: int | None  # tokens the position embedding is made for
+    drops_patches: bool  # some of them are left out in training
 
 
 def find_stack(vit: nn.Module) -> Stack:
@@ -43,7 +44,8 @@ def find_stack(vit: nn.Module) -> Stack:
     name = type(vit).__name__
     if not stacks:
         raise UnsupportedModelError(
-            f"{name}: wanted a list of blocks with one self-attention each, got {_seen(vit)}; {HINT}"
+            f"{name}: wanted a list of blocks with one self-attention each, got {_seen(vit)}; "
+            f"{HINT}"
         )
     if len(stacks) > 1:
         listed = ", ".join(f"{where} ({len(blocks)})" for where, blocks in stacks[:4])
@@ -69,6 +71,7 @@ def find_stack(vit: nn.Module) -> Stack:
         prefix_tokens=_count_prefix(vit, where) if prefix is None else prefix,
         patch_conv=_patch_conv(vit, where),
         positions=_positions(vit, where),
+        drops_patches=_drops_patches(vit),
     )
 
 
@@ -128,14 +131,25 @@ def _positions(vit: nn.Module, blocks: str) -> int | None:
     return None
 
 
+def _drops_patches(vit: nn.Module) -> bool:
+    """timm's patch dropout, arcface_torch's random masking."""
+    for name, module in vit.named_modules():
+        if name.endswith("patch_drop") and not isinstance(module, nn.Identity):
+            return True
+        ratio = getattr(module, "mask_ratio", 0)
+        if isinstance(ratio, (int, float)) and ratio > 0:
+            return True
+    return False
+
+
 def _seen(module: nn.Module) -> str:
     """What looks like attention, for an error message."""
     named = {
         type(m).__name__
         for n, m in module.named_modules()
-        if "att" in type(m).__name__.lower() or "att" in n.rpartition(".")[2].lower()
+        if any(word in f"{type(m).__name__} {n}".lower() for word in ("attention", "attn"))
+        and not isinstance(m, (nn.Linear, nn.Identity, nn.Dropout, nn.ModuleList))
     }
     if named:
         return f"{', '.join(sorted(named)[:4])} without readable q and k projections"
     return "no attention at all"
-
