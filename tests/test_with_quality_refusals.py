@@ -148,6 +148,16 @@ class Keypoints(Attention):
         return self.proj((logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
+class ClassRow(Attention):
+    """A term on the class token's row and column alone that cancels over all tokens."""
+
+    def logits(self, q, k):
+        logits = super().logits(q, k)
+        first = torch.zeros_like(logits)
+        first[..., 0, :] = first[..., :, 0] = 1.0
+        return logits + first - first.mean(dim=(-2, -1), keepdim=True)
+
+
 class Sigmoid(Attention):
     def forward(self, x):
         q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
@@ -170,7 +180,8 @@ class Twice(Attention):
         (FusedCausal, "got a mask"),
         (FusedBias, "computes other logits"),
         (OtherLayout, "computes other logits"),
-        (Keypoints, "got rpe_k"),
+        (Keypoints, "got blocks.0.attn.rpe_k"),
+        (ClassRow, "computes other logits"),
         (Sigmoid, "one softmax over the logits, got 0"),
         (Twice, "one softmax over the logits, got 2"),
     ],
@@ -380,7 +391,7 @@ OUTPUTS = ("score", "patch_map", "query_map", "head_scores")
 
 def test_two_line_adapter():
     model = ViT(Own, tokens=1)
-    with pytest.raises(UnsupportedModelError, match="got no attention at all"):
+    with pytest.raises(UnsupportedModelError, match="got Own without readable"):
         with_quality(model)
 
     @register_attention(Own)

@@ -116,8 +116,13 @@ class AttentionForm:
 
     def query_key(self, module: Any, y: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
         """Explicit q and k [B, H, N, d], float32, of the tokens y [B, N, D], normed and rotated."""
-        q, k = (self._split(t) for t in self.projections(module).both(_float(y)))
-        if self.norms:
+        q, k = self.projections(module).both(_float(y))
+        # Most norms are per head, some are over all heads together.
+        wide = self.norms and getattr(module.q_norm, "weight", y).shape[-1:] == q.shape[-1:]
+        if self.norms and wide:
+            q, k = _norm(module.q_norm, q), _norm(module.k_norm, k)
+        q, k = self._split(q), self._split(k)
+        if self.norms and not wide:
             q, k = _norm(module.q_norm, q), _norm(module.k_norm, k)
         if rope is not None:
             prefix = int(getattr(module, "num_prefix_tokens", 0))

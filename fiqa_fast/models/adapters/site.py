@@ -136,6 +136,8 @@ def find_site(vit: nn.Module) -> AttentionSite:
     custom = registered(attention)
     form = None if custom is not None else read_form(attention, rotary="rope" in names)
     site = AttentionSite(stack, class_name, names, form, custom)
+    if custom is None:
+        _refuse_suspects(site, vit, attention)
     if custom is None or custom.verify:
         _verify(site, attention)
     return site
@@ -146,7 +148,6 @@ def _verify(site: AttentionSite, attention: nn.Module) -> None:
     where = f"{site.class_name} at {site.stack.attention}"
     if any(t.is_meta for t in (*attention.parameters(), *attention.buffers())):
         raise UnsupportedModelError(f"{where}: wanted weights, got meta tensors; load them first")
-    _refuse_suspects(site, attention, where)
     twin = randomised_copy(attention)
     generator = torch.Generator("cpu").manual_seed(1)
     positions = site.stack.positions
@@ -165,9 +166,13 @@ def _verify(site: AttentionSite, attention: nn.Module) -> None:
     for kwargs in calls:
         try:
             logits = observed_logits(twin, args, kwargs)
+            maps = ("patch_map", "query_map")
+            means = [site.means(twin, args, kwargs, skip, False, maps) for skip in (0, 1)]
+        except UnsupportedModelError:
+            raise
         except Exception as error:
             raise UnsupportedModelError(
-                f"{where}: wanted a forward that runs on tokens {list(y.shape)} alone, it failed "
+                f"{where}: wanted q, k and a forward from tokens {list(y.shape)} alone, it failed "
                 f"({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
                 f"); {HINT}"
             ) from error
@@ -175,8 +180,8 @@ def _verify(site: AttentionSite, attention: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{where}: wanted one softmax over the logits, got {len(logits)}; {HINT}"
             )
-        means = site.means(twin, args, kwargs, 0, True, ("patch_map", "query_map"))
-        _compare(where, means, logits[0])
+        for skip, ours in enumerate(means):  # with and without the first token
+            _compare(where, ours, logits[0][..., skip:, skip:])
 
 
 def _compare(where: str, means: LogitMeans, logits: Tensor) -> None:
@@ -209,20 +214,20 @@ def _compare(where: str, means: LogitMeans, logits: Tensor) -> None:
             )
 
 
-# A term that depends on the number or place of tokens could hide from random tokens.
-_SUSPECTS = ("rel_pos", "relative_position", "rpe", "bias_table", "attn_mask", "attention_bias")
+# Terms added to the logits may depend on the number of tokens, or reach the attention as an
+# argument that says nothing of its origin, and so hide from random tokens.
+_SUSPECTS = ("relative_position", "rel_pos", "attention_bias", "keypoint", ".rpe")
 
 
-def _refuse_suspects(site: AttentionSite, attention: nn.Module, where: str) -> None:
-    if site.custom is not None:
-        return
-    held = [n for n, _ in attention.named_parameters()] + [n for n, _ in attention.named_buffers()]
-    held += [n for n, m in attention.named_children() if m is not None]
+def _refuse_suspects(site: AttentionSite, vit: nn.Module, attention: nn.Module) -> None:
+    held = [n for n, _ in (*vit.named_parameters(), *vit.named_buffers())]
+    held += [f"{site.stack.attention}.{name}" for name, _ in attention.named_children()]
+    held += [f"the argument .{name}" for name in site.names]
     for name in held:
-        if any(suspect in name.lower() for suspect in _SUSPECTS):
+        if any(suspect in f".{name}".lower() for suspect in _SUSPECTS):
             raise UnsupportedModelError(
-                f"{where}: wanted logits of q and k alone, got {name}, which looks like a term "
-                f"added to them; {HINT}"
+                f"{site.class_name} at {site.stack.attention}: wanted logits of q and k alone, got "
+                f"{name}, which looks like a term added to them; {HINT}"
             )
 
 

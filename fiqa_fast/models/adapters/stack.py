@@ -54,6 +54,7 @@ def find_stack(vit: nn.Module) -> Stack:
             "one image tower, plain and not hierarchical"
         )
     where, blocks = stacks[0]
+    _refuse_shuffling(vit)
     last_name, last_block = list(blocks.named_children())[-1]
     last = f"{where}.{last_name}"
     found = _attentions(last_block, last)
@@ -140,6 +141,17 @@ def _drops_patches(vit: nn.Module) -> bool:
         if isinstance(ratio, (int, float)) and ratio > 0:
             return True
     return False
+
+
+def _refuse_shuffling(vit: nn.Module) -> None:
+    """Masked autoencoders of transformers draw and shuffle patches outside of training, too."""
+    for name, module in vit.named_modules():
+        config = getattr(module, "config", None)
+        if hasattr(module, "random_masking") and hasattr(config, "mask_ratio"):
+            raise UnsupportedModelError(
+                f"{type(vit).__name__}: wanted all patches in order, got random_masking in {name}; "
+                "load the encoder into a plain ViT"
+            )
 
 
 def _seen(module: nn.Module) -> str:
