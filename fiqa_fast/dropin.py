@@ -9,8 +9,9 @@ it was, whichever attention kernel runs. ``README`` section "Drop-in" has exampl
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,16 +154,25 @@ class AttentionTap:
 
 
 class QualityOutputs:
-    """Mixed into a twin's class: ``forward`` returns ``(output, *quality)``."""
+    """Mixed into a twin's class, whose ``forward`` then returns ``(output, *quality)``."""
 
     _fiqa_recorder: Recorder
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        slots: Any = self._fiqa_recorder.slots
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class is made on the fly: pickles and copies name the class it was made from.
+        reduced: Any = super().__reduce_ex__(protocol)
+        return _rebuild, (_plain_class(type(self)),), *reduced[2:]
+
+
+def _quality_forward(cls: type[nn.Module]) -> Callable[..., tuple[Any, ...]]:
+    plain = cls.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        slots = self._fiqa_recorder.slots
         slots.values, slots.grid, slots.armed = None, None, True
         try:
-            output = super().forward(*args, **kwargs)  # type: ignore[misc]
-            values: tuple[Tensor, ...] | None = slots.values
+            output = plain(self, *args, **kwargs)
+            values = slots.values
         finally:
             slots.values, slots.grid, slots.armed = None, None, False
         if values is None:
@@ -172,10 +182,10 @@ class QualityOutputs:
             )
         return (output, *values)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class is made on the fly: pickles and copies name the class it was made from.
-        reduced: Any = super().__reduce_ex__(protocol)
-        return _rebuild, (_plain_class(type(self)),), *reduced[2:]
+    # Exporters and trainers ask for the names of the arguments.
+    forward.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
+    forward.__doc__ = plain.__doc__
+    return forward
 
 
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
@@ -184,8 +194,12 @@ _classes: dict[type[nn.Module], type[nn.Module]] = {}
 def _quality_class(cls: type[nn.Module]) -> type[nn.Module]:
     if cls not in _classes:
         # Under its own name: libraries keep registries keyed by it.
-        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        _classes[cls] = type(cls.__name__, (QualityOutputs, cls), names)
+        members = {
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "forward": _quality_forward(cls),
+        }
+        _classes[cls] = type(cls.__name__, (QualityOutputs, cls), members)
     return _classes[cls]
 
 

@@ -12,6 +12,7 @@ import io
 import pickle
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from torch import nn
 import fiqa_fast
 from fiqa_fast import with_quality
 from fiqa_fast.dropin import OUTPUTS
+from fiqa_fast.models.adapters import custom
 
 SIZE, PATCH, DEPTH = 32, 8, 2
 
@@ -92,7 +94,7 @@ def face_vit():
 
 
 class ArcfaceAttention(nn.Module):
-    """The structure of arcface_torch's attention: casts of its own, no fused kernel."""
+    """The structure of arcface_torch's and CVLface's attention: no fused kernel."""
 
     def __init__(self, dim, num_heads, qkv_bias=False):
         super().__init__()
@@ -110,6 +112,20 @@ class ArcfaceAttention(nn.Module):
         attn = ((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1)
         x = (self.attn_drop(attn) @ v).transpose(1, 2).reshape(batch, tokens, dim)
         return self.proj_drop(self.proj(x))
+
+
+class ArcfaceCasting(ArcfaceAttention):
+    """arcface_torch's attention in mixed precision of its own."""
+
+    def forward(self, x):
+        batch, tokens, dim = x.shape
+        with torch.autocast("cpu", torch.bfloat16):
+            qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = (t.float() for t in qkv.permute(2, 0, 3, 1, 4))
+            x = ((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1) @ v
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, dim)))
 
 
 class ArcfaceBlock(nn.Module):
@@ -601,6 +617,40 @@ def test_interpolated_positions():
     output, patch_map = with_quality(model, ("patch_map",))(x, interpolate_pos_encoding=True)
     assert same(output, model(x, interpolate_pos_encoding=True))
     assert patch_map.shape == (2, 3, 5)
+
+
+@pytest.mark.parametrize("verified_in", [torch.float32, torch.bfloat16])
+def test_attention_with_casts_of_its_own(verified_in):
+    plain_model = build("arcface_torch vit")
+    model = ArcfaceViT(attention=ArcfaceCasting).eval()
+    model.load_state_dict(plain_model.state_dict())
+    wrapped = with_quality(model.to(verified_in), OUTPUTS)
+    with torch.no_grad():
+        output, *values = wrapped.float()(images())
+        assert same(output, model(images()))
+        exact = with_quality(plain_model, OUTPUTS)(images())[1:]
+    for value, wanted in zip(values, exact, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=0.05, atol=0.05)
+
+
+def test_export_with_any_batch():
+    wrapped, batch = with_quality(build("timm vit registers"), OUTPUTS), torch.export.Dim("batch")
+    shapes = {"x": {0: batch}}  # the model's own argument names
+    exported = torch.export.export(wrapped, (images(2),), dynamic_shapes=shapes).module()
+    for a, b in zip(exported(images(5)), wrapped(images(5)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_documented_examples(monkeypatch):
+    library("timm")
+    text = Path(__file__).parents[1].joinpath("docs", "dropin.md").read_text(encoding="utf-8")
+    first, second, adapter = (part.split("```")[0] for part in text.split("```python\n")[1:])
+    scope = {"MyAttention": type("MyAttention", (ArcfaceAttention,), {})}
+    monkeypatch.setattr(custom, "_REGISTRY", {})
+    exec(first + second, scope)
+    assert scope["patch_map"].shape == (2, 14, 14)
+    exec("import fiqa_fast\n" + adapter, scope)
+    assert custom.registered(scope["MyAttention"](64, 4)).adapter is scope["adapter"]
 
 
 def test_recorded_outputs_stay():

@@ -30,6 +30,7 @@ class _Listener(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.logits: list[Tensor] = []
+        self.rounded = False  # forward casts to a shorter dtype by itself
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -41,7 +42,10 @@ class _Listener(TorchDispatchMode):
         elif name in _FUSED:
             bound = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
             self.logits.append(_fused_logits(bound))
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and out.dtype in (torch.bfloat16, torch.float16):
+            self.rounded = True
+        return out
 
 
 def _fused_logits(bound: dict[str, Any]) -> Tensor:
@@ -82,8 +86,14 @@ def randomised_copy(attention: nn.Module) -> nn.Module:
     return twin
 
 
-def observed_logits(attention: nn.Module, args: tuple[Any, ...], kwargs: Any) -> list[Tensor]:
-    """Logits [B, H, N, N], float64, of every softmax that one forward pass takes."""
+def observed_logits(
+    attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Tensor], bool]:
+    """Logits [B, H, N, N], float64, of every softmax that one forward pass takes.
+
+    Also whether the pass rounds to a 16-bit dtype on its way, as mixed precision built into a
+    forward does.
+    """
     listener = _Listener()
     # With gradients enabled MultiheadAttention does not take its one-kernel inference path.
     with (
@@ -95,4 +105,4 @@ def observed_logits(attention: nn.Module, args: tuple[Any, ...], kwargs: Any) ->
     ):
         warnings.simplefilter("ignore")
         attention(*args, **kwargs)
-    return listener.logits
+    return listener.logits, listener.rounded
