@@ -84,6 +84,7 @@ def measure(name, batch, dtype, rounds):
         "overhead_of_medians": statistics.median(times["wrapped"])
         / statistics.median(times["model"])
         - 1,
+        "overhead_of_minima": min(times["wrapped"]) / min(times["model"]) - 1,
         "median_overhead_of_pairs": statistics.median(ratios) - 1,
         "extra_bytes": allocated(wrapped, x) - allocated(model, x),
         "logits_bytes": batch * attention.num_heads * tokens**2 * output.element_size(),
