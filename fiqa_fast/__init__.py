@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import ops, reference
+    from .dropin import last_quality, register_attention, replace_last_attention, with_quality
     from .errors import CheckpointError, ImageError, UnsupportedModelError
     from .models import FaceViT, Gauge, ViTConfig, load_gauge, load_model
     from .scorer import QualityResult, Scorer
@@ -32,13 +33,18 @@ __all__ = [
     "Scorer",
     "UnsupportedModelError",
     "ViTConfig",
+    "last_quality",
     "load_gauge",
     "load_model",
     "ops",
     "reference",
+    "register_attention",
+    "replace_last_attention",
+    "with_quality",
 ]
 
 _HOMES = {
+    "dropin": ("last_quality", "register_attention", "replace_last_attention", "with_quality"),
     "errors": ("CheckpointError", "ImageError", "UnsupportedModelError"),
     "models": ("FaceViT", "Gauge", "ViTConfig", "load_gauge", "load_model"),
     "scorer": ("QualityResult", "Scorer"),

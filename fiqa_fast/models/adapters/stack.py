@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a ViT's blocks are, which attention is the last, and which of its tokens are patches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from torch import nn
+
+from ...errors import UnsupportedModelError
+from .custom import HINT, registered
+from .projections import is_attention
+
+# Tokens that stand before the patches, by the names their parameters have in the wild.
+_TOKENS = (
+    "cls_token", "class_token", "class_embedding", "cls_tokens", "dist_token",
+    "distillation_token", "reg_token", "reg_tokens", "register_token", "register_tokens",
+    "storage_tokens", "qs_token",
+)  # fmt: skip
+_POSITIONS = ("pos_embed", "pos_embedding", "position_embeddings", "position_embedding.weight",
+              "positional_embedding")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Names are module names within the model; ``patch_conv`` is None where there is none."""
+
+    attention: str
+    depth: int
+    prefix_tokens: int
+    patch_conv: str | None
+    positions: int | None  # tokens the position embedding is made for
+    drops_patches: bool  # some of them are left out in training
+
+
+def find_stack(vit: nn.Module) -> Stack:
+    """Find the one stack of self-attention blocks.
+
+    Raises:
+        UnsupportedModelError: there is none, several, or the last block has several attentions.
+    """
+    stacks = list(_stacks(vit, ""))
+    name = type(vit).__name__
+    if not stacks:
+        raise UnsupportedModelError(
+            f"{name}: wanted a list of blocks with one self-attention each, got {_seen(vit)}; "
+            f"{HINT}"
+        )
+    if len(stacks) > 1:
+        listed = ", ".join(f"{where} ({len(blocks)})" for where, blocks in stacks[:4])
+        raise UnsupportedModelError(
+            f"{name}: wanted one list of attention blocks, got {len(stacks)}: {listed}; pass the "
+            "one image tower, plain and not hierarchical"
+        )
+    where, blocks = stacks[0]
+    _refuse_shuffling(vit)
+    last_name, last_block = list(blocks.named_children())[-1]
+    last = f"{where}.{last_name}"
+    found = _attentions(last_block, last)
+    if len(found) != 1:
+        raise UnsupportedModelError(
+            f"{name}: wanted one self-attention in the last block {last}, got {len(found)}: "
+            f"{', '.join(n for n, _ in found) or _seen(last_block)}; {HINT}"
+        )
+    attention_name, attention = found[0]
+    custom = registered(attention)
+    prefix = custom.prefix_tokens if custom is not None else None
+    return Stack(
+        attention=attention_name,
+        depth=len(blocks),
+        prefix_tokens=_count_prefix(vit, where) if prefix is None else prefix,
+        patch_conv=_patch_conv(vit, where),
+        positions=_positions(vit, where),
+        drops_patches=_drops_patches(vit),
+    )
+
+
+def _recognised(module: nn.Module) -> bool:
+    return registered(module) is not None or is_attention(module)
+
+
+def _attentions(block: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+    """Outermost recognised modules of a block."""
+    if _recognised(block):
+        return [(name, block)]
+    found = []
+    for child_name, child in block.named_children():
+        found += _attentions(child, f"{name}.{child_name}")
+    return found
+
+
+def _stacks(module: nn.Module, name: str) -> Iterator[tuple[str, nn.ModuleList | nn.Sequential]]:
+    """Innermost lists whose last element contains a self-attention."""
+    if _recognised(module):
+        return
+    inner = []
+    for child_name, child in module.named_children():
+        inner += list(_stacks(child, f"{name}.{child_name}" if name else child_name))
+    yield from inner
+    # An element that is itself the model's root has no name to be found by later.
+    if not inner and name and isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module):
+        holds = [bool(_attentions(element, "")) for element in module]
+        # A list such as [attention, mlp] is one block, not a stack of them.
+        if all(holds):
+            yield name, module
+
+
+def _count_prefix(vit: nn.Module, blocks: str) -> int:
+    count = 0
+    for name, parameter in vit.named_parameters():
+        if not name.startswith(f"{blocks}.") and name.rpartition(".")[2] in _TOKENS:
+            count += parameter.shape[-2] if parameter.dim() > 1 else 1
+    return count
+
+
+def _patch_conv(vit: nn.Module, blocks: str) -> str | None:
+    """The last convolution before the blocks: its output's height and width are the grid."""
+    last = None
+    for name, module in vit.named_modules():
+        if name == blocks:
+            break
+        if isinstance(module, nn.Conv2d):
+            last = name
+    return last
+
+
+def _positions(vit: nn.Module, blocks: str) -> int | None:
+    for name, tensor in vit.named_parameters():
+        if not name.startswith(f"{blocks}.") and name.endswith(_POSITIONS):
+            return int(tensor.shape[-2])
+    return None
+
+
+def _drops_patches(vit: nn.Module) -> bool:
+    """timm's patch dropout, arcface_torch's random masking."""
+    for name, module in vit.named_modules():
+        if name.endswith("patch_drop") and not isinstance(module, nn.Identity):
+            return True
+        ratio = getattr(module, "mask_ratio", 0)
+        if isinstance(ratio, (int, float)) and ratio > 0:
+            return True
+    return False
+
+
+def _refuse_shuffling(vit: nn.Module) -> None:
+    """Masked autoencoders of transformers draw and shuffle patches outside of training, too."""
+    for name, module in vit.named_modules():
+        config = getattr(module, "config", None)
+        if hasattr(module, "random_masking") and hasattr(config, "mask_ratio"):
+            raise UnsupportedModelError(
+                f"{type(vit).__name__}: wanted all patches in order, got random_masking in {name}; "
+                "load the encoder into a plain ViT"
+            )
+
+
+def _seen(module: nn.Module) -> str:
+    """What looks like attention, for an error message."""
+    named = {
+        type(m).__name__
+        for n, m in module.named_modules()
+        if any(word in f"{type(m).__name__} {n}".lower() for word in ("attention", "attn"))
+        and not isinstance(m, (nn.Linear, nn.Identity, nn.Dropout, nn.ModuleList))
+    }
+    if named:
+        return f"{', '.join(sorted(named)[:4])} without readable q and k projections"
+    return "no attention at all"
