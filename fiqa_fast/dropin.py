@@ -3,7 +3,7 @@
 
 The quality is ATTN-FIQA (arXiv 2604.22841), the mean pre-softmax logit of the last attention. A
 hook reads the attention's input and leaves the attention alone, so the model's own output is what
-it was, whichever attention kernel runs. ``README`` section "Drop-in" has examples.
+it was, whichever attention kernel runs. ``docs/dropin.md`` has examples.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, UnsupportedModelError
+from .errors import UnsupportedModelError
 from .models.adapters.custom import register_attention
 from .models.adapters.site import AttentionSite, find_site
 from .models.adapters.twin import twin_of
-from .models.gauge import Gauge, load_gauge, state_dict_sha256
+from .models.gauge import Gauge, check_gauge, load_gauge
 
 __all__ = ["last_quality", "register_attention", "replace_last_attention", "with_quality"]
 
@@ -344,23 +344,9 @@ def _gauge_row(
     if gauge is None:
         return None
     gauge = gauge if isinstance(gauge, Gauge) else load_gauge(gauge)
-    where = f"gauge {gauge.source}".strip()
     form = site.form
     width = gauge.query_weight.shape[1] if form is None else form.num_heads * form.head_dim
-    wanted = [site.stack.depth, width]
-    if list(gauge.query_weight.shape) != wanted:
-        raise CheckpointError(
-            f"{where}: wanted query_weight {wanted} for this model, got "
-            f"{list(gauge.query_weight.shape)}: it belongs to another model"
-        )
-    by_file = gauge.hash == "file"
-    actual = getattr(vit, "checkpoint_sha256", None) if by_file else state_dict_sha256(vit)
-    if actual != gauge.model_sha256:
-        raise CheckpointError(
-            f"{where}: belongs to another model ({gauge.hash} sha256 {gauge.model_sha256[:12]}..., "
-            f"this one has {(actual or 'no file')[:12]}...); fit one for this model, or pass "
-            "gauge=None for published scores"
-        )
+    check_gauge(gauge, vit, site.stack.depth, width)
     return _GaugeRow(
         scale=gauge.scale[-1].item(),
         query_weight=gauge.query_weight[-1].clone(),

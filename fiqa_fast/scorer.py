@@ -16,9 +16,9 @@ from torch import Tensor
 
 from .engine.eager import EagerEngine
 from .engine.hardware import FLOAT32_PRECISIONS, resolve_device, resolve_dtype
-from .errors import CheckpointError, ImageError
+from .errors import ImageError
 from .images import load_image, resize
-from .models.gauge import SUFFIX, Gauge, load_gauge, state_dict_sha256
+from .models.gauge import SUFFIX, Gauge, check_gauge, load_gauge, state_dict_sha256
 from .models.vit import FaceViT
 from .quality import attn_fiqa, vit_fiqa
 from .quality.attn_fiqa import AttnFiqa
@@ -313,36 +313,8 @@ def _resolve_gauge(
         )
     if not isinstance(gauge, Gauge):
         gauge = load_gauge(gauge)
-    _check_gauge(gauge, model, state_sha256)
+    check_gauge(gauge, model, model.config.depth, model.config.embed_dim, state_sha256)
     return gauge
-
-
-def _check_gauge(gauge: Gauge, model: FaceViT, state_sha256: str) -> None:
-    where = f"gauge {gauge.source}".strip()
-    wanted = [model.config.depth, model.config.embed_dim]
-    if list(gauge.query_weight.shape) != wanted:
-        raise CheckpointError(
-            f"{where}: wanted query_weight {wanted} for this model, got "
-            f"{list(gauge.query_weight.shape)}: it belongs to another model"
-        )
-    actual = model.checkpoint_sha256 if gauge.hash == "file" else state_sha256
-    if gauge.hash == "file" and actual == gauge.model_sha256:
-        if model.checkpoint_state_sha256 != state_sha256:
-            raise CheckpointError(
-                f"{where}: the model's weights were changed after loading, and it belongs to the "
-                "file's; pass gauge=None for published scores"
-            )
-        if model.checkpoint_config != model.config:
-            raise CheckpointError(
-                f"{where}: belongs to the model as its file describes it, and this one was loaded "
-                "with another architecture; pass gauge=None (--gauge none) for published scores"
-            )
-    if actual != gauge.model_sha256:
-        raise CheckpointError(
-            f"{where}: belongs to another model ({gauge.hash} sha256 {gauge.model_sha256[:12]}..., "
-            f"this one has {(actual or 'no file')[:12]}...); fit one for this model, or pass "
-            "gauge=None for published scores"
-        )
 
 
 def _as_batch(images: Tensor | Sequence[ImageLike], normalized: bool, size: int) -> Tensor:

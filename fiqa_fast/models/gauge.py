@@ -108,6 +108,44 @@ def _checked(tensors: dict[str, Tensor], metadata: dict[str, str], path: str) ->
     return Gauge(scale, weight, offset, metadata["model_sha256"], kind, path)
 
 
+def check_gauge(
+    gauge: Gauge, model: nn.Module, depth: int, width: int, state_sha256: str | None = None
+) -> None:
+    """Refuse a gauge that was not fitted on this very model.
+
+    ``width`` is that of all heads' queries side by side; ``state_sha256`` saves computing it anew.
+
+    Raises:
+        CheckpointError: other shapes, another file, weights changed since they were loaded, or
+            loaded with another architecture than the file's own.
+    """
+    where = f"gauge {gauge.source}".strip()
+    if list(gauge.query_weight.shape) != [depth, width]:
+        raise CheckpointError(
+            f"{where}: wanted query_weight [{depth}, {width}] for this model, got "
+            f"{list(gauge.query_weight.shape)}: it belongs to another model"
+        )
+    state = state_sha256 or state_dict_sha256(model)
+    by_file = gauge.hash == "file"
+    actual = getattr(model, "checkpoint_sha256", None) if by_file else state
+    if actual != gauge.model_sha256:
+        raise CheckpointError(
+            f"{where}: belongs to another model ({gauge.hash} sha256 {gauge.model_sha256[:12]}..., "
+            f"this one has {(actual or 'no file')[:12]}...); fit one for this model, or pass "
+            "gauge=None (--gauge none) for published scores"
+        )
+    if by_file and getattr(model, "checkpoint_state_sha256", None) != state:
+        raise CheckpointError(
+            f"{where}: the model's weights were changed after loading, and it belongs to the "
+            "file's; pass gauge=None for published scores"
+        )
+    if by_file and getattr(model, "checkpoint_config", None) != getattr(model, "config", None):
+        raise CheckpointError(
+            f"{where}: belongs to the model as its file describes it, and this one was loaded "
+            "with another architecture; pass gauge=None (--gauge none) for published scores"
+        )
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits."""
     digest = hashlib.sha256()
