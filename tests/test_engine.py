@@ -149,6 +149,14 @@ def test_float32_gate_is_fair_and_leaves_inherited_settings_inherited() -> None:
         backends.fp32_precision = before
 
 
+def test_float32_gate_leaves_torchs_older_settings_readable() -> None:
+    for device in ("cpu", "cuda"):
+        with float32_arithmetic("ieee", device):
+            pass
+        assert isinstance(torch.backends.cudnn.allow_tf32, bool)
+        assert isinstance(torch.backends.cuda.matmul.allow_tf32, bool)
+
+
 def test_float32_gate_restores_after_an_error() -> None:
     matmul = torch.backends.mkldnn.matmul
     before = matmul.fp32_precision

@@ -87,7 +87,7 @@ class EagerEngine:
         def task(number: int) -> None:
             results[number] = self._run_group(groups[number])
 
-        with float32_arithmetic(self.float32_mode):
+        with float32_arithmetic(self.float32_mode, self.device.type):
             if self.device.type == "cpu":
                 run_all(task, len(groups))
             else:

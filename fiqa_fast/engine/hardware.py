@@ -72,12 +72,13 @@ class _PrecisionGate:
         self._condition = threading.Condition()
         self._waiting: deque[object] = deque()  # in order of arrival: nobody waits for ever
         self._inside = 0
-        self._mode = ""
+        self._mode = ("", "")
         self._found: list[tuple[Any, str]] = []
 
     @contextlib.contextmanager
-    def __call__(self, mode: str) -> Iterator[None]:
-        ticket = object()
+    def __call__(self, precision: str, device: str = "cpu") -> Iterator[None]:
+        """``precision`` is torch's name for it, ieee or tf32; ``device`` is cpu or cuda."""
+        ticket, mode = object(), (precision, device)
         with self._condition:
             self._waiting.append(ticket)
             try:
@@ -89,7 +90,7 @@ class _PrecisionGate:
                 self._condition.notify_all()
             if self._inside == 0:
                 self._mode = mode
-                self._set(mode)
+                self._set(precision, device)
             self._inside += 1
         try:
             yield
@@ -100,21 +101,22 @@ class _PrecisionGate:
                     self.restore()
                     self._condition.notify_all()
 
-    def _set(self, mode: str) -> None:
+    def _set(self, precision: str, device: str) -> None:
         backends: Any = torch.backends
-        for parent, setting in (
-            (backends.mkldnn, backends.mkldnn.matmul),
-            (backends.mkldnn, backends.mkldnn.conv),
-            (backends.cuda, backends.cuda.matmul),
-            (backends.cudnn, backends.cudnn.conv),
-        ):
-            found = setting.fp32_precision
-            if found == mode:
-                continue
-            # "none" follows the settings above it: what may have been inherited stays so.
-            above = getattr(parent, "fp32_precision", backends.fp32_precision)
-            self._found.append((setting, "none" if found == above else found))
-            setting.fp32_precision = mode
+        if device == "cpu":
+            # "none" follows the setting above it: what may have been inherited stays so.
+            above = backends.mkldnn.fp32_precision
+            for setting in (backends.mkldnn.matmul, backends.mkldnn.conv):
+                found = setting.fp32_precision
+                self._set_one(setting, precision, "none" if found == above else found)
+        else:  # torch refuses to tell its older settings while the two of cuDNN differ
+            for setting in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
+                self._set_one(setting, precision, setting.fp32_precision)
+
+    def _set_one(self, setting: Any, precision: str, found: str) -> None:
+        if setting.fp32_precision != precision:
+            self._found.append((setting, found))
+            setting.fp32_precision = precision
 
     def restore(self) -> None:
         """Put back the settings that were found."""
