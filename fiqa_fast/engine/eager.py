@@ -25,7 +25,7 @@ from .packed import can_pack, pack_blocks
 # short batch wastes little.
 CUDA_GROUP = 64
 # Small images share a group on a CPU, up to so many tokens: small products are mostly overhead
-# (512 against 256 tokens: 1.3 times the speed of the built-in model, measured). Larger ones go
+# (512 against 256 tokens: 1.2 to 1.3 times the speed of the built-in model). Larger ones go
 # alone, so that a single image does not pay for a group of them.
 CPU_GROUP_TOKENS = 512
 CPU_ALONE_TOKENS = 128
