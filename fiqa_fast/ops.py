@@ -16,7 +16,13 @@ from torch import Tensor
 
 from fiqa_fast._load import cuda_status
 
-__all__ = ["AttentionLogitsMean", "attention_logits_mean", "layer_norm_dot", "mean_layer_norm"]
+__all__ = [
+    "AttentionLogitsMean",
+    "attention_logits_mean",
+    "batch_invariant_linear",
+    "layer_norm_dot",
+    "mean_layer_norm",
+]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -91,6 +97,34 @@ def layer_norm_dot(
             asked for.
     """
     out: Tensor = torch.ops.fiqa_fast.layer_norm_dot(x, weight, bias, eps, w)
+    return out
+
+
+def batch_invariant_linear(
+    x: Tensor,  # [B, K]
+    weight: Tensor,  # [O, K]
+    bias: Tensor | None = None,  # [O]
+) -> Tensor:
+    """x W^T + b, in which a row has the same bits whatever rows are beside it.
+
+    For what comes behind the pooling, where an image is one row: the projections of a mean token
+    (arXiv 2604.22841), an embedding head. Libraries choose another kernel, and another order of
+    additions, for every number of rows; this one reads the weights once for all rows and adds in
+    one order.
+
+    Args:
+        x: rows [B, K], float32, any strides.
+        weight: [O, K], float32, bfloat16 or float16, any strides; fastest where the last is 1.
+        bias: [O], any of these dtypes, or None for zeros.
+
+    Returns:
+        [B, O], float32.
+
+    Raises:
+        RuntimeError: a shape, dtype or device is not as above, K or O is 0, or gradients are asked
+            for.
+    """
+    out: Tensor = torch.ops.fiqa_fast.batch_invariant_linear(x, weight, bias)
     return out
 
 
@@ -202,6 +236,41 @@ def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, w: Tens
     return x.new_empty((x.shape[0],), dtype=torch.float32)
 
 
+@torch.library.register_fake("fiqa_fast::batch_invariant_linear")
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    op = "batch_invariant_linear"
+    torch._check(x.dim() == 2, lambda: f"{op}: x should be [B, K], got {_shape(x)}")
+
+    def columns() -> str:
+        return (
+            f"{op}: weight should be [O, {x.shape[1]}], with as many columns as x, got"
+            f" {_shape(weight)}"
+        )
+
+    torch._check(weight.dim() == 2, columns)
+    torch._check(weight.shape[1] == x.shape[1], columns)
+    for size in weight.shape:
+        torch._check(
+            size > 0, lambda: f"{op}: weight should have O > 0 and K > 0, got {_shape(weight)}"
+        )
+    torch._check(x.dtype == torch.float32, lambda: f"{op}: x should be float32, got {x.dtype}")
+    _check_dtype(op, "weight", weight)
+    _check_device(op, "weight", weight, "x", x)
+    if bias is not None:
+
+        def rows() -> str:
+            return (
+                f"{op}: bias should have shape [{weight.shape[0]}], one for each row of weight, got"
+                f" {_shape(bias)}"
+            )
+
+        torch._check(bias.dim() == 1, rows)
+        torch._check(bias.shape[0] == weight.shape[0], rows)
+        _check_device(op, "bias", bias, "x", x)
+        _check_dtype(op, "bias", bias)
+    return x.new_empty((x.shape[0], weight.shape[0]))
+
+
 @torch.library.register_fake("fiqa_fast::attention_logits_mean")
 def _(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "attention_logits_mean"
@@ -250,7 +319,12 @@ def _register_missing_cuda(op: str, reason: str) -> None:
     torch.library.impl(f"fiqa_fast::{op}", "CUDA")(refuse)
 
 
-for _op in ("mean_layer_norm", "layer_norm_dot", "attention_logits_mean"):
+for _op in (
+    "mean_layer_norm",
+    "layer_norm_dot",
+    "batch_invariant_linear",
+    "attention_logits_mean",
+):
     _register_inference_only(_op)
     # Registered as the CUDA implementation, so that the ordinary path pays nothing for the message.
     if not cuda_status().loaded:

@@ -62,6 +62,17 @@ def layer_norm_dot(
     return (_layer_norm(x, weight, bias, eps, dtype) * w.to(dtype)).sum(dim=(1, 2))
 
 
+def batch_invariant_linear(
+    x: Tensor,  # [B, K]
+    weight: Tensor,  # [O, K]
+    bias: Tensor | None = None,  # [O]
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:  # [B, O]
+    """A linear layer."""
+    out = x.to(dtype) @ weight.to(dtype).T
+    return out if bias is None else out + bias.to(dtype)
+
+
 def attention_logits_mean(
     q: Tensor,  # [B, H, Nq, d]
     k: Tensor,  # [B, H, Nk, d]

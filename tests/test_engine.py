@@ -15,9 +15,9 @@ import torch
 from fiqa_fast import Scorer, load_model
 from fiqa_fast.engine.eager import CPU_GROUP_TOKENS, TILE_ROWS, cpu_group
 from fiqa_fast.engine.hardware import float32_arithmetic, resolve_dtype
-from fiqa_fast.engine.packed import PackedLinear, can_pack, pack_blocks
 from fiqa_fast.engine.published import published_scores
 from fiqa_fast.models.casting import round_keeping_row_sums
+from fiqa_fast.models.packed import PackedLinear, can_pack, pack_blocks
 from fiqa_fast.models.vit import Linear
 from fiqa_fast.workers import run_all
 

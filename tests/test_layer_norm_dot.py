@@ -133,6 +133,16 @@ def test_expanded_inputs(device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_reading_w_as_it_is_does_not_change_a_bit(dtype, device):
+    """Without LayerNorm's weight and bias, and with whole vectors, w needs no preparation."""
+    x, _, _, eps, w = inputs((2, 37, 64), dtype, device)
+    ones, zeros = torch.ones(64, device=device), torch.zeros(64, device=device)
+    expected = ops.layer_norm_dot(x, ones, zeros, eps, w)
+    assert torch.equal(ops.layer_norm_dot(x, None, None, eps, w), expected)
+    assert torch.equal(ops.layer_norm_dot(x, None, None, eps, w.mT.contiguous().mT), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(7, 100, 512), (5, 33, 40)])
 def test_threads_and_batch_do_not_change_a_bit(shape, dtype, isa, set_threads):
     x, *rest = inputs(shape, dtype, "cpu")
@@ -199,6 +209,8 @@ def test_constant_rows(device):
     got = ops.layer_norm_dot(x, None, bias, 1e-5, w)
     assert torch.equal(got, 3 * bias.sum()[None])
     assert ops.layer_norm_dot(x, None, None, 0.0, w).isnan().all()
+    # Positive, though float32 has no such number.
+    assert torch.equal(ops.layer_norm_dot(x, None, bias, 1e-60, w), 3 * bias.sum()[None])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -175,6 +175,8 @@ def test_constant_rows(device):
     bias = torch.arange(20.0, device=device)
     assert torch.equal(ops.mean_layer_norm(x, None, bias, 1e-5), bias[None])
     assert ops.mean_layer_norm(x, None, None, 0.0).isnan().all()
+    # Positive, though float32 has no such number.
+    assert torch.equal(ops.mean_layer_norm(x, None, bias, 1e-60), bias[None])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -19,6 +19,9 @@ SCHEMAS = {
         "fiqa_fast::layer_norm_dot(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor w) ->"
         " Tensor"
     ),
+    "batch_invariant_linear": (
+        "fiqa_fast::batch_invariant_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
+    ),
     "attention_logits_mean": (
         "fiqa_fast::attention_logits_mean(Tensor q, Tensor k, float scale) -> "
         "(Tensor head_scores, Tensor key_map, Tensor query_map, Tensor q_mean)"
@@ -39,6 +42,11 @@ def sample_inputs(op, device, dtype=torch.float32, requires_grad=False):
         yield random(2, 37, 48), random(48), random(48), 1e-5, w
         yield random(2, 48, 37).transpose(1, 2), None, None, 1e-6, w.t().clone().t()
         yield random(0, 37, 48), None, random(48), 1e-5, w
+    elif op == "batch_invariant_linear":
+        x = torch.randn(5, 48, device=device).requires_grad_(requires_grad)
+        yield x, random(20, 48), random(20)
+        yield x[::2, ::3], random(16, 20).t(), None
+        yield x[:0], random(20, 48), random(20)
     else:
         yield random(2, 3, 37, 16), random(2, 3, 20, 16), 0.25
         yield *random(2, 37, 2, 3, 16).permute(2, 0, 3, 1, 4).unbind(0), 0.25

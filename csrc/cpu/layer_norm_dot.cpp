@@ -19,25 +19,25 @@ Tensor layer_norm_dot_cpu(const Tensor& x,                      // [B, N, D]
   const Tensor out = empty_float32({in.images}, x);
   if (in.images == 0) return out;
 
-  const int64_t chunks = divide_up(in.tokens, kLayerNormDotTokensPerChunk);
-  const Tensor folded = empty_float32({in.tokens, LayerNormDotArgs::padded(in.channels)}, x);
-  const Tensor token_sums = empty_float32({2, in.tokens}, x);
-  const Tensor partial = empty_float32({in.images, chunks}, x);
-  const LayerNormDotArgs args = {in,
-                                 static_cast<const float*>(w.const_data_ptr()),
-                                 w.stride(0),
-                                 w.stride(1),
-                                 float32_data(folded),
-                                 float32_data(token_sums),
-                                 float32_data(token_sums) + in.tokens,
-                                 float32_data(partial),
-                                 float32_data(out)};
+  LayerNormDotArgs args = {in, static_cast<const float*>(w.const_data_ptr()), w.stride(0),
+                           w.stride(1)};
+  const Tensor partial = empty_float32({in.images, args.chunks()}, x);
+  args.partial = float32_data(partial);
+  args.out = float32_data(out);
 
   const LayerNormDotKernels& kernels = layer_norm_dot_kernels();
-  torch::stable::parallel_for(0, in.tokens, kLayerNormDotTokensPerChunk,
-                              [&](int64_t begin, int64_t end) { kernels.fold(args, begin, end); });
+  std::optional<Tensor> folded, constant;
+  if (args.needs_folding()) {
+    folded = empty_float32({in.tokens, LayerNormDotArgs::padded(in.channels)}, x);
+    constant = empty_float32({in.tokens}, x);
+    args.folded = float32_data(*folded);
+    args.constant = float32_data(*constant);
+    torch::stable::parallel_for(
+        0, in.tokens, kLayerNormDotTokensPerChunk,
+        [&](int64_t begin, int64_t end) { kernels.fold(args, begin, end); });
+  }
   run_phases<LayerNormDotArgs>(args, in.images,
-                               {{kernels.partial_sums, chunks}, {kernels.combine, 1}});
+                               {{kernels.partial_sums, args.chunks()}, {kernels.combine, 1}});
   return out;
 }
 

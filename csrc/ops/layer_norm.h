@@ -2,7 +2,9 @@
 // The checks of every operator on LayerNorm(x).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include "kernels/layer_norm.h"
@@ -29,17 +31,11 @@ inline LayerNormInput check_layer_norm(const char* op,
         shape_text(x));
   const DType dtype = check_dtype(op, "x", x);
   check(std::isfinite(eps) && eps >= 0, op, ": eps should be finite and not negative, got ", eps);
-  return {x.const_data_ptr(),
-          dtype,
-          x.size(0),
-          x.size(1),
-          x.size(2),
-          x.stride(0),
-          x.stride(1),
-          x.stride(2),
-          check_channelwise(op, "weight", weight, x),
+  return {x.const_data_ptr(), dtype, x.size(0), x.size(1), x.size(2), x.stride(0), x.stride(1),
+          x.stride(2), check_channelwise(op, "weight", weight, x),
           check_channelwise(op, "bias", bias, x),
-          static_cast<float>(eps)};
+          // Positive stays positive: constant tokens become 0, not 0 / 0.
+          eps > 0 ? std::max(static_cast<float>(eps), std::numeric_limits<float>::min()) : 0.0f};
 }
 
 }  // namespace fiqa_fast

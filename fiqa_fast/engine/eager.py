@@ -3,23 +3,30 @@
 
 Results are bitwise independent of batching and threads by construction: images go through the
 blocks in groups of one fixed shape, the last one padded, and on the CPU each group is computed by
-one thread (see :mod:`fiqa_fast.workers`). Block products run in the chosen dtype; patch
+one thread (see :mod:`fiqa_fast.workers`); what is left of an image behind the blocks is a row of
+its own in operators that never mix rows. Block products run in the chosen dtype; patch
 embedding, residual stream, norms and everything a quality method computes are float32.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..models.casting import cast_linear, drop_key_biases
+from ..models.packed import can_pack, pack_blocks
+from ..models.rows import EmbeddingHead
 from ..models.vit import FaceViT
 from ..quality.method import QualityMethod, Values
 from ..workers import run_all, run_alone
 from .hardware import FLOAT32_PRECISIONS, float32_arithmetic
-from .packed import can_pack, pack_blocks
+
+T = TypeVar("T")
 
 # Images per group on a GPU: enough to fill one with a small ViT, small enough that padding a
 # short batch wastes little.
@@ -29,6 +36,8 @@ CUDA_GROUP = 64
 # alone, so that a single image does not pay for a group of them.
 CPU_GROUP_TOKENS = 512
 CPU_ALONE_TOKENS = 128
+# Images whose rows are kept at a time: for an embedding, all of an image's tokens.
+SLICE = 256
 # Rows of a product that are computed together, by the widest of the CPU's matrix instructions.
 TILE_ROWS = 16
 
@@ -43,6 +52,14 @@ def cpu_group(num_tokens: int) -> int:
     if num_tokens % TILE_ROWS or num_tokens >= CPU_ALONE_TOKENS:
         return 1
     return CPU_GROUP_TOKENS // num_tokens
+
+
+@dataclasses.dataclass
+class Observed:
+    """What is left of some images behind the blocks."""
+
+    stages: dict[int, Values]
+    embedding_rows: Tensor | None
 
 
 class EagerEngine:
@@ -61,44 +78,55 @@ class EagerEngine:
         dtype: torch.dtype,
         float32_precision: str = "highest",
     ) -> None:
-        self.method, self.embedding = method, embedding
-        self.device = device
+        self.method, self.device = method, device
+        self.head = EmbeddingHead(vit, device, dtype) if embedding else None
         self.last_stage = vit.config.depth if embedding else max(method.stages)
-        self.vit = _prepared(vit, self.last_stage, embedding, device, dtype)
+        self.vit = _prepared(vit, self.last_stage, device, dtype)
         tokens = vit.config.num_tokens
         on_cpu = device.type == "cpu"
         self.group = cpu_group(tokens) if on_cpu else CUDA_GROUP
-        # What has one row per image, not per token, is computed image by image on a CPU.
-        self.unit = 1 if on_cpu else self.group
         if on_cpu and can_pack(dtype):
             pack_blocks(self.vit, self.group * tokens)
         self.float32_mode = FLOAT32_PRECISIONS[float32_precision]
 
     def run(self, images: Tensor) -> Values:
         """uint8 RGB [B, 3, S, S], or normalised float32, to results by output name, on the CPU."""
-        count = len(images)
-        if count == 0:  # shapes come from the one place that knows them
-            return {
-                name: t[:0] for name, t in self.run(images.new_zeros(1, *images.shape[1:])).items()
-            }
-        groups = images.split(self.group)
-        results: list[Values] = [{} for _ in groups]
-
-        def task(number: int) -> None:
-            results[number] = self._run_group(groups[number])
-
+        if len(images) == 0:  # shapes come from the one place that knows them
+            one = self.run(images.new_zeros(1, *images.shape[1:]))
+            return {name: t[:0] for name, t in one.items()}
+        results: list[Values] = []
         with float32_arithmetic(self.float32_mode, self.device.type):
-            if self.device.type == "cpu":
-                run_all(task, len(groups))
-            else:
-                with torch.autocast(self.device.type, enabled=False):
-                    for number in range(len(groups)):
-                        task(number)
+            for part in images.split(SLICE):
+                results += self._run_slice(part)
         joined = run_alone(lambda: _joined(results))
         return {name: tensor.cpu() for name, tensor in joined.items()}
 
+    def _run_slice(self, images: Tensor) -> list[Values]:
+        groups = images.split(self.group)
+        observed = self._each(lambda number: self._observe(groups[number]), len(groups))
+        # As many shares as there are threads: each reads all weights behind the blocks.
+        shares = min(torch.get_num_threads(), len(groups)) if self.device.type == "cpu" else 1
+        bounds = [len(groups) * number // shares for number in range(shares + 1)]
+        return self._each(
+            lambda number: self._finish(observed[bounds[number] : bounds[number + 1]]), shares
+        )
+
+    def _each(self, task: Callable[[int], T], count: int) -> list[T]:
+        results: dict[int, T] = {}
+
+        def keep(number: int) -> None:
+            results[number] = task(number)
+
+        if self.device.type == "cpu":
+            run_all(keep, count)
+        else:
+            with torch.autocast(self.device.type, enabled=False):
+                for number in range(count):
+                    keep(number)
+        return [results[number] for number in range(count)]
+
     @torch.inference_mode()
-    def _run_group(self, images: Tensor) -> Values:
+    def _observe(self, images: Tensor) -> Observed:
         count = len(images)
         # Asynchronously to a GPU only: a CPU thread would read pixels before they arrive.
         images = images.to(self.device, non_blocking=self.device.type == "cuda")
@@ -107,35 +135,38 @@ class EagerEngine:
         if images.dtype == torch.uint8:
             images = images.float().div_(255).sub_(0.5).div_(0.5)
         x = self.vit.embed(images)
-        seen: list[dict[int, Values]] = [{} for _ in range(0, count, self.unit)]
+        seen: dict[int, Values] = {}
         for stage in range(self.last_stage + 1):
             if stage > 0:
                 x = self.vit.blocks[stage - 1](x)
             if stage in self.method.stages:
-                for part, observed in zip(x.split(self.unit), seen, strict=False):
-                    observed[stage] = self.method.observe(stage, part)
-        results = [self.method.finish(observed) for observed in seen]
-        if self.embedding:
-            for part, values in zip(x.split(self.unit), results, strict=False):
-                values["embedding"] = self.vit.head(part).float()
-        return {name: tensor[:count] for name, tensor in _joined(results).items()}
+                values = self.method.observe(stage, x)
+                seen[stage] = {name: value[:count] for name, value in values.items()}
+        return Observed(seen, None if self.head is None else self.head.rows(x)[:count])
+
+    @torch.inference_mode()
+    def _finish(self, parts: list[Observed]) -> Values:
+        stages = parts[0].stages
+        results = self.method.finish(
+            {stage: _joined([part.stages[stage] for part in parts]) for stage in stages}
+        )
+        if self.head is not None:
+            rows = [part.embedding_rows for part in parts if part.embedding_rows is not None]
+            results["embedding"] = self.head(torch.cat(rows))
+        return results
 
 
 def _joined(parts: list[Values]) -> Values:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _prepared(
-    vit: FaceViT, blocks: int, head: bool, device: torch.device, dtype: torch.dtype
-) -> FaceViT:
+def _prepared(vit: FaceViT, blocks: int, device: torch.device, dtype: torch.dtype) -> FaceViT:
     """The parts that will run, in evaluation mode on ``device``, linear layers in ``dtype``.
 
     A copy: neither the caller's later training nor its ``.half()`` reaches a scorer. The memo
     keeps deepcopy from the rest, which can be most of the weights.
     """
-    idle: list[nn.Module] = list(vit.blocks[blocks:])
-    if not head:
-        idle += [vit.norm, vit.feature]
+    idle: list[nn.Module] = [*vit.blocks[blocks:], vit.norm, vit.feature]
     memo: dict[int, object] = {id(part): nn.Identity() for part in idle}
     prepared = copy.deepcopy(vit, memo).to(device, torch.float32).eval().requires_grad_(False)
     drop_key_biases(prepared)

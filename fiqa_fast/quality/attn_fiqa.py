@@ -22,7 +22,7 @@ from .. import ops
 from ..models.gauge import Gauge
 from ..models.vit import Block, FaceViT
 from .fusion import exit_weights
-from .method import Values
+from .method import Values, image_by_image
 from .reductions import REDUCTIONS, Heads, reduce_logits, select_heads
 
 OUTPUTS = ("score", "patch_map", "query_map", "head_scores", "exit_scores")
@@ -31,7 +31,7 @@ OUTPUTS = ("score", "patch_map", "query_map", "head_scores", "exit_scores")
 class QueryKey:
     """One block's first norm and its query and key projections, float32 on one device."""
 
-    def __init__(self, block: Block, device: torch.device) -> None:
+    def __init__(self, block: Block, device: torch.device, *, maps: bool) -> None:
         attention, norm = block.attn, block.norm1
         dim = attention.qkv.in_features
 
@@ -43,16 +43,26 @@ class QueryKey:
         self.weight = place(attention.qkv.weight[: 2 * dim])  # [2 D, D]: queries, keys
         bias = dict(attention.qkv.named_parameters()).get("bias")
         self.bias = None if bias is None else place(bias[: 2 * dim])
+        if maps:  # [2, D, D]
+            self.transposed = self.weight.unflatten(0, (2, dim)).mT.contiguous()
         self.dim, self.num_heads, self.scale = dim, attention.num_heads, attention.scale
 
     def normed(self, x: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
         return F.layer_norm(x, (self.dim,), self.norm_weight, self.norm_bias, self.eps)
 
-    def pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean normed token [B, D]."""
+        return ops.mean_layer_norm(x, self.norm_weight, self.norm_bias, self.eps)
+
+    def pooled(self, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Means over the tokens of all queries and of all keys, each [B, D], heads in order."""
-        mean = ops.mean_layer_norm(x, self.norm_weight, self.norm_bias, self.eps)
-        both = F.linear(mean, self.weight, self.bias)
+        both = ops.batch_invariant_linear(mean, self.weight, self.bias)
         return both[:, : self.dim], both[:, self.dim :]
+
+    def head_scores(self, q_mean: Tensor, k_mean: Tensor) -> Tensor:  # [B, D] -> [B, H]
+        products = (q_mean * k_mean).unflatten(-1, (self.num_heads, -1))
+        scores: Tensor = self.scale * products.sum(-1)
+        return scores
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Every token's query and key, each [B, H, N, d]."""
@@ -63,8 +73,8 @@ class QueryKey:
     def map_of(self, normed: Tensor, partner: Tensor, of_keys: bool) -> Tensor:
         """sum over features of partner [B, D] times each token's key (or query): [B, N]."""
         rows = slice(self.dim, None) if of_keys else slice(0, self.dim)
-        direction = partner @ self.weight[rows]  # [B, D]
-        scores = (normed @ direction.unsqueeze(-1)).squeeze(-1)
+        direction = ops.batch_invariant_linear(partner, self.transposed[int(of_keys)])  # [B, D]
+        scores = image_by_image(torch.matmul, normed, direction.unsqueeze(-1)).squeeze(-1)  # [B, N]
         if self.bias is None:
             return scores
         return scores + (partner * self.bias[rows]).sum(-1, keepdim=True)
@@ -99,11 +109,16 @@ class AttnFiqa:
         _check_options(reduction, heads, vit.config.num_heads)
         self.outputs, self.reduction, self.heads, self.gauge = outputs, reduction, heads, gauge
         self.depth = depth
+        self.maps = "patch_map" in outputs or "query_map" in outputs
         self.fusion_weights = exit_weights(exit, fusion)
         every = "exit_scores" in outputs
         blocks = range(1, depth + 1) if every else self.fusion_weights
+        place = torch.device(device)
         self.blocks = {
-            number: QueryKey(vit.blocks[number - 1], torch.device(device)) for number in blocks
+            number: QueryKey(
+                vit.blocks[number - 1], place, maps=self.maps and number in self.fusion_weights
+            )
+            for number in blocks
         }
         self.stages = frozenset(number - 1 for number in blocks)
 
@@ -111,19 +126,16 @@ class AttnFiqa:
         number = stage + 1
         block = self.blocks[number]
         x = x[:, self.first_token :]
-        q_mean, k_mean = block.pooled(x)
-        products = (q_mean * k_mean).unflatten(-1, (block.num_heads, -1))
-        head_scores = block.scale * products.sum(-1)  # [B, H]
-        seen = {"value": self._value(number, block, x, head_scores, q_mean)}
-        if number not in self.fusion_weights:
-            return seen  # observed for exit_scores alone
-        if "head_scores" in self.outputs:
-            seen["head_scores"] = head_scores
-        if "patch_map" in self.outputs or "query_map" in self.outputs:
-            seen.update(self._maps(number, block, x, q_mean, k_mean))
+        seen = {"mean": block.mean(x)}
+        if self.reduction != "mean":
+            seen["reduced"] = image_by_image(lambda part: self._reduced(block, part), x)
+        if number in self.fusion_weights and self.maps:
+            seen.update(self._maps(number, block, x, *block.pooled(seen["mean"])))
         return seen
 
     def finish(self, observed: dict[int, Values]) -> Values:
+        for stage, seen in observed.items():
+            seen.update(self._pooled_values(stage + 1, seen))
         results: Values = {}
         if "exit_scores" in self.outputs:
             results["exit_scores"] = torch.stack(
@@ -143,15 +155,24 @@ class AttnFiqa:
                 results[output] = torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
         return results
 
-    def _value(
-        self, number: int, block: QueryKey, x: Tensor, head_scores: Tensor, q_mean: Tensor
-    ) -> Tensor:
-        if self.reduction != "mean":
-            q, k, scale = select_heads(*block.project(x), block.scale, self.heads)
-            return reduce_logits(q, k, scale, self.reduction)
-        if isinstance(self.heads, int):
-            return head_scores[:, self.heads]
-        return self._calibrated(number, block, head_scores.mean(1), q_mean)
+    def _pooled_values(self, number: int, seen: Values) -> Values:
+        """Block ``number``'s value and head scores, of any number of images."""
+        if "reduced" in seen and "head_scores" not in self.outputs:
+            return {"value": seen["reduced"]}
+        block = self.blocks[number]
+        q_mean, k_mean = block.pooled(seen["mean"])
+        head_scores = block.head_scores(q_mean, k_mean)
+        if "reduced" in seen:
+            value = seen["reduced"]
+        elif isinstance(self.heads, int):
+            value = head_scores[:, self.heads]
+        else:
+            value = self._calibrated(number, block, head_scores.mean(1), q_mean)
+        return {"value": value, "head_scores": head_scores}
+
+    def _reduced(self, block: QueryKey, x: Tensor) -> Tensor:
+        q, k, scale = select_heads(*block.project(x), block.scale, self.heads)
+        return reduce_logits(q, k, scale, self.reduction)
 
     def _maps(
         self, number: int, block: QueryKey, x: Tensor, q_mean: Tensor, k_mean: Tensor

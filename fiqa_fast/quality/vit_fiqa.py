@@ -12,17 +12,17 @@ which reads the tokens once and costs N D per exit. All of it is float32.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..models.casting import cast_linear, drop_key_biases
+from ..models.casting import round_keeping_row_sums
+from ..models.packed import PackedLinear, can_pack
+from ..models.rows import RowLinear, batch_norm_as_affine
 from ..models.vit import Block, FaceViT, Linear
 from .fusion import exit_weights
-from .method import Values
+from .method import Values, image_by_image
 
 OUTPUTS = ("score", "exit_scores")
 
@@ -31,20 +31,20 @@ class FoldedHead:
     """Final norm and quality head as one dot product, folded in float64."""
 
     def __init__(self, vit: FaceViT, device: torch.device) -> None:
-        config = vit.config
+        config, norm = vit.config, vit.norm
         token = config.quality_head == "token"
-        weight, self.constant = _fold([*([] if token else vit.feature), *vit.head_qs])
+        head, self.constant = _fold([*([] if token else vit.feature), *vit.head_qs])
+        weight = head.view(-1, config.embed_dim)  # [N, D]
+        self.constant += (weight @ norm.bias.detach().cpu().double()).sum().item()
+        weight = weight * norm.weight.detach().cpu().double()
+        self.weight = weight.to(device, torch.float32)
+        self.eps = norm.eps
         self.tokens = slice(0, 1) if token else slice(None)
-        self.weight = weight.view(-1, config.embed_dim).to(device, torch.float32)  # [N, D]
-        self.norm_weight = vit.norm.weight.detach().to(device, torch.float32, copy=True)
-        self.norm_bias = vit.norm.bias.detach().to(device, torch.float32, copy=True)
-        self.eps = vit.norm.eps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Stream after a block [B, N, D], or its token 0 alone for the T variant, to scores [B]."""
-        tokens = x[:, self.tokens]
-        dot = ops.layer_norm_dot(tokens, self.norm_weight, self.norm_bias, self.eps, self.weight)
-        return dot + self.constant
+    def dot(self, x: Tensor) -> Tensor:
+        """Stream after a block [B, N, D], or its token 0 alone for the T variant, to [B]: the
+        scores less the constant."""
+        return ops.layer_norm_dot(x[:, self.tokens], None, None, self.eps, self.weight)
 
 
 def _fold(layers: list[nn.Module]) -> tuple[Tensor, float]:
@@ -56,9 +56,8 @@ def _fold(layers: list[nn.Module]) -> tuple[Tensor, float]:
             parts = layer.weight.detach().cpu().split(4096, dim=1)
             row = torch.cat([row @ part.double() for part in parts])
         elif isinstance(layer, nn.BatchNorm1d):
-            state = {name: t.double().cpu() for name, t in layer.state_dict().items()}
-            factor = state["weight"] / (state["running_var"] + layer.eps).sqrt()
-            constant += (row @ (state["bias"] - state["running_mean"] * factor)).item()
+            factor, shift = batch_norm_as_affine(layer)
+            constant += (row @ shift).item()
             row = row * factor
         else:
             raise TypeError(f"not an affine layer: {type(layer).__name__}")
@@ -66,28 +65,63 @@ def _fold(layers: list[nn.Module]) -> tuple[Tensor, float]:
 
 
 class TokenBlock:
-    """A block computed for token 0 alone: all keys and values, but one query and one MLP row."""
+    """A block computed for token 0 alone: all keys and values, but one query and one MLP row.
 
-    def __init__(self, block: Block, device: torch.device, dtype: torch.dtype) -> None:
-        block = copy.deepcopy(block).to(device, torch.float32)
-        drop_key_biases(block)
-        cast_linear(block, dtype)
-        self.block = block
-        dim = block.attn.qkv.in_features
-        weight, bias = block.attn.qkv.weight, dict(block.attn.qkv.named_parameters()).get("bias")
-        self.query = (weight[:dim], None if bias is None else bias[:dim])
-        self.key_value = (weight[dim:], None if bias is None else bias[dim:])
+    In two steps: :meth:`attend` reads the tokens, and is done where they are; what follows is one
+    row per image, and is done for all images at once.
+    """
 
-    def __call__(self, x: Tensor) -> Tensor:  # [B, N, D] -> [B, 1, D]
-        block, attention = self.block, self.block.attn
-        y = block.norm1(x).to(self.query[0].dtype)
-        q = F.linear(y[:, :1], *self.query).unflatten(-1, (attention.num_heads, -1))
-        kv = F.linear(y, *self.key_value).unflatten(-1, (2, attention.num_heads, -1))
-        k, v = kv.permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, scale=attention.scale)
-        token = x[:, :1] + attention.proj(out.transpose(1, 2).flatten(2))
-        result: Tensor = token + block.mlp(block.norm2(token))
-        return result
+    def __init__(
+        self, block: Block, num_tokens: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        attention, mlp, dim = block.attn, block.mlp, block.attn.qkv.in_features
+        self.num_heads, self.scale = attention.num_heads, attention.scale
+        self.norms = [
+            (
+                norm.weight.detach().to(device, torch.float32, copy=True),
+                norm.bias.detach().to(device, torch.float32, copy=True),
+                norm.eps,
+            )
+            for norm in (block.norm1, block.norm2)
+        ]
+        weight, bias = attention.qkv.weight, attention.qkv.bias
+        self.query = RowLinear(weight[:dim], None if bias is None else bias[:dim], device, dtype)
+        self.key_value: nn.Module = Linear(dim, 2 * dim, bias=bias is not None)
+        self.key_value.weight = nn.Parameter(weight[dim:].detach().clone())
+        if bias is not None:
+            self.key_value.bias = nn.Parameter(bias[dim:].detach().clone())
+            self.key_value.bias.data[:dim] = 0  # softmax does not see them: see models.casting
+        self.key_value.requires_grad_(False).to(device, dtype)
+        if device.type == "cpu" and can_pack(dtype):
+            self.key_value = PackedLinear(self.key_value, num_tokens)
+        self.proj = RowLinear(attention.proj.weight, attention.proj.bias, device, dtype)
+        self.fc1 = RowLinear(mlp.fc1.weight, mlp.fc1.bias, device, dtype)
+        fc2 = mlp.fc2.weight.detach()
+        if dtype != torch.float32:
+            fc2 = round_keeping_row_sums(fc2.float(), dtype)
+        self.fc2 = RowLinear(fc2, mlp.fc2.bias, device, dtype)
+        self.act = mlp.act
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Stream before the block [B, N, D] to what token 0 gathers from all tokens, [B, D]."""
+        y = self._norm(0, x)
+        q = self.query(y[:, 0]).unflatten(-1, (self.num_heads, 1, -1))  # [B, H, 1, d]
+        kv = image_by_image(self.key_value, y).unflatten(-1, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4)  # [B, H, N, d]
+        out = image_by_image(self._attention, q.to(kv.dtype), k, v)
+        return out.flatten(1).float()
+
+    def finish(self, token: Tensor, attended: Tensor) -> Tensor:
+        """Token 0 before the block, and what it gathered, to token 0 after it; each [B, D]."""
+        token = token + self.proj(attended)
+        return token + self.fc2(self.act(self.fc1(self._norm(1, token))))
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+
+    def _norm(self, number: int, x: Tensor) -> Tensor:
+        weight, bias, eps = self.norms[number]
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 class VitFiqa:
@@ -107,38 +141,42 @@ class VitFiqa:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        depth, device = vit.config.depth, torch.device(device)
-        self.outputs, self.depth = outputs, depth
-        self.fusion_weights = exit_weights(depth if exit is None else exit, fusion)
+        config, device = vit.config, torch.device(device)
+        self.outputs, self.depth = outputs, config.depth
+        self.fusion_weights = exit_weights(config.depth if exit is None else exit, fusion)
         self.head = FoldedHead(vit, device)
         exits = set(self.fusion_weights)
         if "exit_scores" in outputs:
-            exits = set(range(1, depth + 1))
+            exits = set(range(1, config.depth + 1))
         self.last = max(exits)
+        self.exits = frozenset(exits)
         self.token_block: TokenBlock | None = None
-        if vit.config.quality_head == "token" and "embedding" not in outputs:
-            self.token_block = TokenBlock(vit.blocks[self.last - 1], device, dtype)
+        if config.quality_head == "token" and "embedding" not in outputs:
+            block = vit.blocks[self.last - 1]
+            self.token_block = TokenBlock(block, config.num_tokens, device, dtype)
             exits = (exits - {self.last}) | {self.last - 1}
         self.stages = frozenset(exits)
 
     def observe(self, stage: int, x: Tensor) -> Values:
         seen: Values = {}
-        if stage > 0:
-            seen["value"] = self.head(x)
+        if stage in self.exits:
+            seen["dot"] = self.head.dot(x)
         if self.token_block is not None and stage == self.last - 1:
-            seen["ahead"] = self.head(self.token_block(x))  # the exit after this stage
+            seen["token"] = x[:, 0].clone()  # not a view, which would keep all tokens
+            seen["attended"] = self.token_block.attend(x)
         return seen
 
     def finish(self, observed: dict[int, Values]) -> Values:
-        def score(exit: int) -> Tensor:
-            return observed[exit]["value"] if exit in observed else observed[exit - 1]["ahead"]
-
+        dots = {stage: seen["dot"] for stage, seen in observed.items() if "dot" in seen}
+        if self.token_block is not None:
+            seen = observed[self.last - 1]
+            token = self.token_block.finish(seen["token"], seen["attended"])
+            dots[self.last] = self.head.dot(token.unsqueeze(1))
         results: Values = {}
         if "exit_scores" in self.outputs:
-            results["exit_scores"] = torch.stack(
-                [score(exit) for exit in range(1, self.depth + 1)], dim=1
-            )
+            every = [dots[exit] for exit in range(1, self.depth + 1)]
+            results["exit_scores"] = torch.stack(every, dim=1) + self.head.constant
         if "score" in self.outputs:
-            terms = [weight * score(exit) for exit, weight in self.fusion_weights.items()]
-            results["score"] = torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+            terms = [weight * dots[exit] for exit, weight in self.fusion_weights.items()]
+            results["score"] = sum(terms[1:], terms[0]) + self.head.constant
         return results

@@ -38,10 +38,9 @@ std::vector<float> run(const Elements& x, const int64_t (&shape)[3], const Layou
   a.w_channel_stride = w_layout.channel;
   // NaN wherever a kernel forgets to write.
   std::vector<float> folded(tokens * LayerNormDotArgs::padded(channels), NAN);
-  std::vector<float> folded_sum(tokens, NAN), constant(tokens, NAN);
+  std::vector<float> constant(tokens, NAN);
   std::vector<float> partial(images * a.chunks(), NAN), out(images, NAN);
   a.folded = folded.data();
-  a.folded_sum = folded_sum.data();
   a.constant = constant.data();
   a.partial = partial.data();
   a.out = out.data();

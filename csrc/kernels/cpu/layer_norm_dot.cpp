@@ -11,38 +11,38 @@ void fold(const LayerNormDotArgs& a, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; ++n) {
     const Channelwise w = {a.w + n * a.w_token_stride, DType::kFloat32, a.w_channel_stride};
     float* folded = a.folded + n * padded;
-    Vec folded_sum = {}, constant = {};
+    Vec constant = {};
     for (int64_t c = 0; c < padded; c += kLanes) {
       Vec value = elements(w, c, a.channels);
       if (a.bias.data) constant = fma(elements(a.bias, c, a.channels), value, constant);
       if (a.weight.data) value = elements(a.weight, c, a.channels) * value;
-      folded_sum = folded_sum + value;
       store(folded + c, value);
     }
-    a.folded_sum[n] = sum(folded_sum);
     a.constant[n] = sum(constant);
   }
 }
 
 // The sum over a chunk, one row after the other, however they are grouped. The dot product is taken
 // while the statistics are found, with x minus the computed mean; what that lacks is made up for by
-// the sum over the folded row.
+// the sum over the row of factors.
 void partial_sums(const LayerNormDotArgs& a, int64_t begin, int64_t end) {
-  const int64_t padded = LayerNormDotArgs::padded(a.channels);
+  const float* const w = a.folded ? a.folded : a.w;
+  const int64_t stride = a.folded ? LayerNormDotArgs::padded(a.channels) : a.w_token_stride;
   visit_chunks(a, kLayerNormDotTokensPerChunk, begin, end,
                [&](const auto& rows, int64_t item, int64_t first) {
                  float total = 0.0f;
                  visit_rows(rows, [&]<int kCount>(int64_t t) {
-                   const float* folded = a.folded + (first + t) * padded;
-                   Vec dots[kCount] = {};
+                   const float* factors = w + (first + t) * stride;
+                   Vec dots[kCount] = {}, totals[kCount] = {};
                    const RowStatistics<kCount> row = row_statistics<kCount>(
                        rows, t, a.eps, [&](int r, int64_t c, const Vec& centred) {
-                         dots[r] = fma(centred, load(folded + r * padded + c), dots[r]);
+                         const Vec factor = load(factors + r * stride + c);
+                         dots[r] = fma(centred, factor, dots[r]);
+                         totals[r] = totals[r] + factor;
                        });
                    for (int r = 0; r < kCount; ++r) {
-                     const int64_t n = first + t + r;
-                     const float dot = sum(dots[r]) - row.rest[r] * a.folded_sum[n];
-                     total += row.rstd[r] * dot + a.constant[n];
+                     const float dot = sum(dots[r]) - row.rest[r] * sum(totals[r]);
+                     total += row.rstd[r] * dot + (a.folded ? a.constant[first + t + r] : 0.0f);
                    }
                  });
                  a.partial[item] = total;

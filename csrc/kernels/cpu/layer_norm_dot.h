@@ -4,8 +4,9 @@
 //
 //   out = sum_n rstd_n (sum_d (x[n, d] - mean_n) (g_d w[n, d])) + sum_n sum_d b_d w[n, d]
 //
-// Then partial sums over chunks of tokens, then their combination. A work item never depends on the
-// batch or on who else computes, so neither do results.
+// unless there are none and w can be read as it is: for one image, folding costs as much as the dot
+// product. Then partial sums over chunks of tokens, then their combination. A work item never
+// depends on the batch or on who else computes, so neither do results.
 #pragma once
 
 #include <stdint.h>
@@ -24,19 +25,21 @@ constexpr int64_t kLayerNormDotTokensPerChunk = 32;
 struct LayerNormDotArgs : LayerNormInput {
   const float* w;  // [N, D]
   int64_t w_token_stride, w_channel_stride;
-  float* folded;      // [N, padded D], scratch: g w, zero beyond D
-  float* folded_sum;  // [N], scratch: sum_d g_d w[n, d]
-  float* constant;    // [N], scratch: sum_d b_d w[n, d]
-  float* partial;     // [B, chunks], scratch
-  float* out;         // [B]
+  float* folded = nullptr;  // [N, padded D], scratch: g w, zero beyond D; null: w is read as it is
+  float* constant = nullptr;  // [N], scratch: sum_d b_d w[n, d]; used where folded is
+  float* partial = nullptr;   // [B, chunks], scratch
+  float* out = nullptr;       // [B]
 
+  bool needs_folding() const {
+    return weight.data || bias.data || w_channel_stride != 1 || channels != padded(channels);
+  }
   int64_t chunks() const { return divide_up(tokens, kLayerNormDotTokensPerChunk); }
   // Whole vectors, so that kernels need not treat the last channels of scratch apart.
   static constexpr int64_t padded(int64_t channels) { return round_up(channels, 16); }
 };
 
 struct LayerNormDotKernels {
-  // Work items [begin, end) of N.
+  // Work items [begin, end) of N; where folded is not null.
   void (*fold)(const LayerNormDotArgs&, int64_t begin, int64_t end);
   // Work items [begin, end) of B * chunks.
   void (*partial_sums)(const LayerNormDotArgs&, int64_t begin, int64_t end);

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..models.vit import FaceViT, Linear
+from .vit import FaceViT, Linear
 
 
 class PackedLinear(nn.Module):
