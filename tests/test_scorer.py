@@ -332,6 +332,19 @@ def test_wrong_images(images: Any, normalized: bool, word: str) -> None:
         ({"device": "tpu"}, "device must be"),
         ({"device": "meta"}, "device must be"),
         ({"float32_precision": "medium"}, "float32_precision must be"),
+        ({"outputs": torch.tensor(1.0)}, "sequence"),
+        ({"outputs": b"score"}, "sequence"),
+        ({"gauge": 3}, "gauge must be"),
+        *(
+            ({name: value}, f"{name} must be")
+            for name in ("method", "reduction", "tokens", "fusion", "float32_precision")
+            for value in ([1], {}, b"mean", np.array([1, 2]), torch.tensor(1.0), True)
+        ),
+        *(
+            ({name: value}, f"{name} must be")
+            for name in ("heads", "exit")
+            for value in ([1], {}, b"all", np.array([1, 2]), torch.tensor([1, 2]), 1.5, np.True_)
+        ),
     ],
 )
 def test_wrong_options(options: dict[str, Any], word: str) -> None:
