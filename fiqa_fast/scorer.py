@@ -129,6 +129,8 @@ class Scorer:
             raise ValueError(
                 f"model must come from fiqa_fast.load_model, got {type(model).__name__}"
             )
+        if any(value.is_meta for value in model.state_dict().values()):
+            raise ValueError("model must hold weights, got one on the meta device")
         _check_name("method", method, METHODS)
         _check_name("float32_precision", float32_precision, FLOAT32_PRECISIONS)
         _check_name("reduction", reduction, REDUCTIONS)
