@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,8 @@ from float64_vit import AttentionQuality, Float64ViT, Shape, fused, random_state
 from fiqa_fast import FaceViT, Scorer, load_model
 from fiqa_fast.models.gauge import load_gauge
 from fiqa_fast.quality.reductions import REDUCTIONS
+
+State = dict[str, np.ndarray]
 
 TOLERANCE = 1e-5  # of the largest reference value
 FUSIONS = (None, "uniform", "depth")
@@ -75,16 +79,21 @@ def random_pictures(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.ascontiguousarray((coarse // 2 + noise // 2)[:, :, :size, :size])
 
 
-@pytest.fixture(scope="module")
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    shape: Shape = SHAPES[request.param]
-    rng = np.random.default_rng(sorted(SHAPES).index(request.param))
+def make_case(shape: Shape, seed: int, path: Path, strain: Callable[[State], None]) -> Case:
+    rng = np.random.default_rng(seed)
     state = random_state(shape, rng)
-    path = tmp_path_factory.mktemp("model") / "model.pt"
+    strain(state)
     torch.save({name: torch.from_numpy(value) for name, value in state.items()}, path)
     images = random_pictures(rng, shape.image)
     model = load_model(path, shape.architecture)
     return Case(shape, model, torch.from_numpy(images), Float64ViT(shape, state, images))
+
+
+@pytest.fixture(scope="module")
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    seed = zlib.crc32(request.param.encode())
+    return make_case(SHAPES[request.param], seed, path, lambda state: None)
 
 
 def check(got: torch.Tensor | None, want: np.ndarray, unit: float | None = None) -> None:
@@ -169,6 +178,49 @@ def test_embedding(case: Case) -> None:
     with torch.inference_mode():
         normalised = (case.images.float() / 255 - 0.5) / 0.5
         check(case.model(normalised), case.reference.embedding)
+
+
+def large_means(state: State) -> None:
+    for name in state:
+        if name.endswith("running_mean"):
+            state[name] += 100
+
+
+def small_variances(state: State) -> None:
+    """So small that batch norm's epsilon shows."""
+    for name in state:
+        if name.endswith("running_var"):
+            state[name] *= 1e-4
+
+
+def outliers(state: State) -> None:
+    """Features that tower above the others all along the residual stream."""
+    state["pos_embed"][..., 3] += 200
+    state["pos_embed"][..., 7] -= 150
+
+
+def faint_tokens(state: State) -> None:
+    """So faint that layer norm's epsilon shows."""
+    for name in ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"):
+        state[name] *= np.float32(3e-3)
+
+
+@pytest.mark.parametrize("strain", [large_means, small_variances, outliers, faint_tokens])
+@pytest.mark.parametrize("head", ["token", "crfiqa", "full"])
+def test_weights_that_strain_float32(
+    head: str, strain: Callable[[State], None], tmp_path: Path
+) -> None:
+    """What folding and factorising could lose their digits on."""
+    case = make_case(Shape(14, 64, 4, 3, 128, head=head), 0, tmp_path / "m.pt", strain)
+    exits = case.reference.exit_scores
+    assert exits is not None
+    for more in ((), ("embedding",)):
+        check(case.run("ex-fiqa", ("exit_scores", *more)).exit_scores, exits)
+        result = case.run("attn-fiqa", ("exit_scores", "patch_map", *more))
+        means = [case.attention(exit).score("mean") for exit in case.exits]
+        check(result.exit_scores, np.stack(means, 1))
+        check(result.patch_map, case.attention(3).patch_map)
+    check(result.embedding, case.reference.embedding)
 
 
 def test_the_built_in_model_with_and_without_its_gauge() -> None:
