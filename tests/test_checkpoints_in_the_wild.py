@@ -47,7 +47,8 @@ def check(model: FaceViT, shape: Shape, state: dict[str, np.ndarray], count: int
     images, reference = torch.from_numpy(pixels), Float64ViT(shape, state, pixels)
 
     def compare(method: str, name: str, want: np.ndarray) -> None:
-        got = getattr(Scorer(model, method, (name,), dtype="float32")(images), name)
+        scorer = Scorer(model, method, (name,), dtype="float32", device="cpu")
+        got = getattr(scorer(images), name)
         assert np.abs(got.double().numpy() - want).max() <= 1e-5 * np.abs(want).max()
 
     blocks = [AttentionQuality(logits, shape.prefix) for logits in reference.logits]
