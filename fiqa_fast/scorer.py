@@ -22,8 +22,9 @@ from .models.gauge import SUFFIX, Gauge, check_gauge, load_gauge, state_dict_sha
 from .models.vit import FaceViT
 from .quality import attn_fiqa, vit_fiqa
 from .quality.attn_fiqa import AttnFiqa
+from .quality.fusion import FUSIONS
 from .quality.method import QualityMethod
-from .quality.reductions import Heads
+from .quality.reductions import REDUCTIONS, Heads
 from .quality.vit_fiqa import VitFiqa
 from .workers import run_alone
 
@@ -128,16 +129,18 @@ class Scorer:
             raise ValueError(
                 f"model must come from fiqa_fast.load_model, got {type(model).__name__}"
             )
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-        if float32_precision not in FLOAT32_PRECISIONS:
-            raise ValueError(
-                f"float32_precision must be one of {', '.join(FLOAT32_PRECISIONS)}, "
-                f"got {float32_precision!r}"
-            )
+        if any(value.is_meta for value in model.state_dict().values()):
+            raise ValueError("model must hold weights, got one on the meta device")
+        _check_name("method", method, METHODS)
+        _check_name("float32_precision", float32_precision, FLOAT32_PRECISIONS)
+        _check_name("reduction", reduction, REDUCTIONS)
+        _check_name("tokens", tokens, TOKENS)
+        if fusion is not None:
+            _check_name("fusion", fusion, FUSIONS, " or none")
         self.method = method
         self.outputs = _checked_outputs(outputs)
         heads, exit = _whole(heads), _whole(exit)
+        _check_heads(heads)
         _check_exit(exit, model.config.depth)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
@@ -204,8 +207,6 @@ class Scorer:
         )
 
     def _attn_fiqa(self, model: FaceViT) -> QualityMethod:
-        if self.tokens not in TOKENS:
-            raise ValueError(f"tokens must be one of {', '.join(TOKENS)}, got {self.tokens!r}")
         return AttnFiqa(
             model,
             self.outputs,
@@ -266,11 +267,25 @@ class Scorer:
         }
 
 
+def _check_name(option: str, value: object, known: Iterable[str], more: str = "") -> None:
+    # Strings alone: an array would be compared value by value, and a list cannot be looked up.
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{option} must be one of {', '.join(known)}{more}, got {value!r}")
+
+
 def _whole(value: Any) -> Any:
     """numpy's and others' whole numbers as int; anything else as it is, to be refused by name."""
-    if isinstance(value, (bool, str)) or not hasattr(value, "__index__"):
+    if value is None or isinstance(value, (bool, str)):
         return value
-    return operator.index(value)
+    try:
+        return operator.index(value)
+    except TypeError:  # not a number, or several
+        return value
+
+
+def _check_heads(heads: object) -> None:
+    if not isinstance(heads, (int, str)):
+        raise ValueError(f'heads must be "all", "average" or a head\'s number, got {heads!r}')
 
 
 def _check_exit(exit: int | None, depth: int) -> None:
@@ -279,7 +294,8 @@ def _check_exit(exit: int | None, depth: int) -> None:
 
 
 def _checked_outputs(outputs: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(outputs, str) or not isinstance(outputs, Iterable):
+    # A tensor calls itself iterable, whatever its dimensions.
+    if isinstance(outputs, (str, bytes, Tensor)) or not isinstance(outputs, Iterable):
         raise ValueError(f'outputs must be a sequence such as ("score",), got {outputs!r}')
     outputs = tuple(outputs)
     unknown = [name for name in outputs if name not in OUTPUTS]

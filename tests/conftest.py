@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import Outcome, face
 
 from fiqa_fast import _load
+from fiqa_fast.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +130,28 @@ def assert_as_exact_as() -> Callable[..., None]:
         assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
 
     return check
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs the command line in this process."""
+
+    def invoke(*args: object) -> Outcome:
+        handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)}
+        try:
+            with pytest.raises(SystemExit) as caught:
+                main([str(arg) for arg in args])
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        out, err = capfd.readouterr()
+        return Outcome(int(caught.value.code or 0), out, err)
+
+    return invoke
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Path:
+    for i in range(7):
+        face(tmp_path / "in" / f"{i}.png", i)
+    return tmp_path / "in"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -112,6 +113,22 @@ def test_registered_name_as_architecture(
     assert "mis-shaped" in text
     assert "pos_embed" in text
     assert "cvlface_vit_base" in refusal_of(save(state), "vit_xl")
+
+
+@pytest.mark.parametrize("head", [None, "token", "crfiqa", "full"])
+def test_a_registered_name_leaves_the_quality_head_to_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str | None
+) -> None:
+    config = dataclasses.replace(CONFIG, num_classes=16, quality_head=head)
+    entry = dataclasses.replace(ARCHITECTURES["starter"], config=CONFIG)
+    monkeypatch.setitem(ARCHITECTURES, "tiny", entry)
+    torch.save(make_state(config), tmp_path / "m.pt")
+    assert load_model(tmp_path / "m.pt", "tiny").config == config
+
+
+def test_numbers_of_numpy(state: dict[str, torch.Tensor], save: Callable[[Any], Path]) -> None:
+    architecture = {"num_heads": np.int64(2), "mlp_ratio": np.float32(3), "qkv_bias": np.False_}
+    assert load_model(save(state), architecture).config == CONFIG
 
 
 def test_qkv_bias_is_seen(save: Callable[[Any], Path]) -> None:

@@ -332,6 +332,19 @@ def test_wrong_images(images: Any, normalized: bool, word: str) -> None:
         ({"device": "tpu"}, "device must be"),
         ({"device": "meta"}, "device must be"),
         ({"float32_precision": "medium"}, "float32_precision must be"),
+        ({"outputs": torch.tensor(1.0)}, "sequence"),
+        ({"outputs": b"score"}, "sequence"),
+        ({"gauge": 3}, "gauge must be"),
+        *(
+            ({name: value}, f"{name} must be")
+            for name in ("method", "reduction", "tokens", "fusion", "float32_precision")
+            for value in ([1], {}, b"mean", np.array([1, 2]), torch.tensor(1.0), True)
+        ),
+        *(
+            ({name: value}, f"{name} must be")
+            for name in ("heads", "exit")
+            for value in ([1], {}, b"all", np.array([1, 2]), torch.tensor([1, 2]), 1.5, np.True_)
+        ),
     ],
 )
 def test_wrong_options(options: dict[str, Any], word: str) -> None:
@@ -343,6 +356,28 @@ def test_wrong_options(options: dict[str, Any], word: str) -> None:
 def test_wrong_model() -> None:
     with pytest.raises(ValueError, match="load_model"):
         Scorer(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="model must hold weights"):
+        Scorer(make_model(CONFIGS["patch16"]).to("meta"))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        lambda model: model.train(),
+        lambda model: model.double(),
+        lambda model: model.to(memory_format=torch.channels_last),
+        lambda model: model.requires_grad_(True),
+    ],
+    ids=["training", "float64", "channels last", "gradients"],
+)
+def test_whatever_the_model_s_state(state: Callable[[FaceViT], Any], images: torch.Tensor) -> None:
+    options: dict[str, Any] = {"outputs": OUTPUTS, "dtype": "float32"}
+    want = Scorer(make_model(CONFIGS["qkv_bias"]), **options)(images)
+    model = make_model(CONFIGS["qkv_bias"])
+    state(model)
+    got = Scorer(model, **options)(images)
+    for name in OUTPUTS:
+        assert torch.equal(getattr(got, name), getattr(want, name))
 
 
 def test_cuda_without_a_device() -> None:

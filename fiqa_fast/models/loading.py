@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,7 +90,8 @@ def _given(architecture: Architecture | None) -> dict[str, Any]:
                 f'{{"num_heads": 8}} (--architecture num_heads=8); got {architecture!r}'
             )
         config = dataclasses.asdict(ARCHITECTURES[architecture].config)
-        del config["num_classes"]  # published with several embedding widths
+        # Published with several embedding widths, and ViT-FIQA's models are these with a head.
+        del config["num_classes"], config["quality_head"]
         return config
     if not isinstance(architecture, Mapping):
         raise CheckpointError(
@@ -114,6 +116,8 @@ def _from_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 def _known(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     known = {}
     for name, value in entry.items():
+        if isinstance(value, np.generic):
+            value = value.item()
         if name in FIELDS:
             known[name] = value
         elif name == "mode":  # as ViT-FIQA's constructor calls it
