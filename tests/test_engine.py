@@ -8,12 +8,14 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from fiqa_fast import Scorer, load_model
-from fiqa_fast.engine.eager import CPU_GROUP_TOKENS, TILE_ROWS, cpu_group
+from fiqa_fast import FaceViT, Scorer, ViTConfig, load_model, reference
+from fiqa_fast.engine.eager import CPU_GROUP_TOKENS, SLICE, TILE_ROWS, cpu_group
 from fiqa_fast.engine.hardware import float32_arithmetic, resolve_dtype
 from fiqa_fast.engine.published import published_scores
 from fiqa_fast.models.casting import round_keeping_row_sums
@@ -196,6 +198,62 @@ def test_published_computation_is_the_same_score() -> None:
     got = Scorer(model, dtype="float32", gauge=None)(images).score
     assert got is not None
     assert torch.allclose(got, want.float(), atol=1e-5)
+
+
+def random_model(**options: Any) -> FaceViT:
+    model = FaceViT(ViTConfig(28, 32, 3, 2, 2, **options)).requires_grad_(False)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.1, 0.4)
+    return model
+
+
+def normal(images: Tensor) -> Tensor:
+    return (images.float() / 255 - 0.5) / 0.5
+
+
+def test_published_computation_leaves_a_quality_token_out() -> None:
+    model = random_model(quality_head="token")
+    images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+    want = Scorer(model, dtype="float32")(images).score
+    assert want is not None
+    torch.testing.assert_close(published_scores(model, normal(images)), want)
+
+
+def test_a_block_in_two_places() -> None:
+    model = random_model()
+    model.blocks[2] = model.blocks[1]  # type: ignore[index]
+    images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+    want = reference.block_logits(model, normal(images))[2].mean((1, 2, 3))
+    got = Scorer(model, dtype="float32")(images).score
+    torch.testing.assert_close(got, want.float())
+
+
+@pytest.mark.parametrize("quality_head", ["token", "crfiqa", "full"])
+def test_heads_whose_linear_layers_have_biases(quality_head: str) -> None:
+    model = random_model(quality_head=quality_head)
+    model.head_qs[1] = nn.Linear(32, 1)
+    model.feature[2] = nn.Linear(32, 512)
+    model.feature[3] = nn.BatchNorm1d(512)
+    if quality_head != "token":
+        model.feature[2], model.feature[3] = nn.Linear(32, 32), nn.BatchNorm1d(32)
+    model.requires_grad_(False).eval()
+    images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+    double = copy.deepcopy(model).double()
+    x = double.embed(normal(images).double())
+    for block in double.blocks:
+        x = block(x)
+    got = Scorer(model, "vit-fiqa", ("score", "embedding"), dtype="float32")(images)
+    torch.testing.assert_close(got.score, double.quality(x).float())
+    torch.testing.assert_close(got.embedding, double.head(x).float())
+
+
+def test_more_images_than_are_kept_at_a_time() -> None:
+    scorer = Scorer(random_model(), outputs=("score", "embedding"), dtype="float32")
+    images = torch.randint(0, 256, (SLICE + 5, 3, 112, 112), dtype=torch.uint8)
+    whole, parts = scorer(images), [scorer(part) for part in images.split(100)]
+    for name in scorer.outputs:
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(p, name) for p in parts]))
 
 
 def test_automatic_dtype_is_never_int8() -> None:

@@ -166,7 +166,9 @@ def _prepared(vit: FaceViT, blocks: int, device: torch.device, dtype: torch.dtyp
     A copy: neither the caller's later training nor its ``.half()`` reaches a scorer. The memo
     keeps deepcopy from the rest, which can be most of the weights.
     """
-    idle: list[nn.Module] = [*vit.blocks[blocks:], vit.norm, vit.feature]
+    used = set(vit.blocks[:blocks])  # a caller may have put one block in two places
+    idle: list[nn.Module] = [block for block in vit.blocks[blocks:] if block not in used]
+    idle += [vit.norm, vit.feature]
     memo: dict[int, object] = {id(part): nn.Identity() for part in idle}
     prepared = copy.deepcopy(vit, memo).to(device, torch.float32).eval().requires_grad_(False)
     drop_key_biases(prepared)

@@ -24,7 +24,8 @@ def published_scores(model: FaceViT, images: Tensor, dtype: torch.dtype = torch.
     for block in model.blocks:
         x, logits = _block(block, x)
     model.head(x)  # part of the published pass: the embedding comes with the score
-    return logits.float().mean((1, 2, 3))
+    first = model.config.num_prefix_tokens  # the N of the papers is the patches
+    return logits[:, :, first:, first:].float().mean((1, 2, 3))
 
 
 def _block(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .vit import FaceViT, Linear
+from .vit import FaceViT
 
 
 class RowLinear:
@@ -69,10 +69,12 @@ def batch_norm_as_affine(layer: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 
 
 def _folded(
-    linear: Linear, batch_norm: nn.BatchNorm1d, device: torch.device, dtype: torch.dtype
+    linear: nn.Linear, batch_norm: nn.BatchNorm1d, device: torch.device, dtype: torch.dtype
 ) -> RowLinear:
-    """``linear``, which has no bias, and ``batch_norm`` behind it."""
+    """``linear`` and ``batch_norm`` behind it."""
     factor, shift = batch_norm_as_affine(batch_norm)
+    if linear.bias is not None:
+        shift = shift + factor * linear.bias.detach().cpu().double()
     # Row by row: in float64 the first layer would be twice its already large size.
     weight = torch.stack(
         [

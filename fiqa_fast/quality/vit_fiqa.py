@@ -51,7 +51,9 @@ def _fold(layers: list[nn.Module]) -> tuple[Tensor, float]:
     """A chain of Linear and BatchNorm layers with one output as x -> x . w + c, in float64."""
     row, constant = torch.ones(1, dtype=torch.float64), 0.0
     for layer in reversed(layers):
-        if isinstance(layer, Linear):
+        if isinstance(layer, nn.Linear):
+            if dict(layer.named_parameters()).get("bias") is not None:
+                constant += (row @ layer.bias.detach().cpu().double()).item()
             # In parts: the first layer's weights are most of the model.
             parts = layer.weight.detach().cpu().split(4096, dim=1)
             row = torch.cat([row @ part.double() for part in parts])
