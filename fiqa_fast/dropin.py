@@ -8,7 +8,6 @@ it was, whichever attention kernel runs. ``docs/dropin.md`` has examples.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import threading
 from collections.abc import Callable, Sequence
@@ -22,12 +21,12 @@ from .errors import UnsupportedModelError
 from .models.adapters.custom import register_attention
 from .models.adapters.site import AttentionSite, find_site
 from .models.adapters.twin import twin_of
-from .models.gauge import Gauge, check_gauge, load_gauge
+from .models.gauge import Gauge, GaugeRow, check_gauge, load_gauge
+from .options import check_tokens, checked_outputs
 
 __all__ = ["last_quality", "register_attention", "replace_last_attention", "with_quality"]
 
 OUTPUTS = ("score", "patch_map", "query_map", "head_scores")
-TOKENS = ("patch", "all")
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -51,19 +50,6 @@ class Recorder:
         return Recorder, (self.on_demand,)
 
 
-@dataclasses.dataclass
-class _GaugeRow:
-    """A gauge's numbers for the last block, ready for use in a traced forward."""
-
-    scale: float
-    query_weight: Tensor  # [A]
-    offset: float
-
-    def calibrate(self, mean: Tensor, phi: Tensor) -> Tensor:
-        shift = (phi * self.query_weight.to(phi.device)).sum(-1) + self.offset
-        return self.scale * mean + shift.view(-1, *[1] * (mean.dim() - 1))
-
-
 class GridTap:
     """Forward hook of the patch convolution: how many patches there are, in which grid."""
 
@@ -84,7 +70,7 @@ class AttentionTap:
         site: AttentionSite,
         outputs: tuple[str, ...],
         tokens: str,
-        gauge: _GaugeRow | None,
+        gauge: GaugeRow | None,
         recorder: Recorder,
     ) -> None:
         self.site, self.outputs, self.tokens = site, outputs, tokens
@@ -249,7 +235,8 @@ def with_quality(
         CheckpointError: the gauge is unreadable or of another model.
         ValueError: outputs or tokens are not known.
     """
-    names = _checked(outputs, tokens)
+    names = checked_outputs(outputs, OUTPUTS)
+    check_tokens(tokens)
     if isinstance(vit, QualityOutputs):
         raise UnsupportedModelError("wanted a plain model, got one that with_quality returned")
     _refuse_wrappers(vit)
@@ -272,7 +259,7 @@ def replace_last_attention(
     pass. Doing it again replaces the options. Arguments, errors and restrictions are those of
     :func:`with_quality`. ``torch.export`` keeps the model's output and drops the quality.
     """
-    _checked(("score",), tokens)
+    check_tokens(tokens)
     _refuse_wrappers(vit)
     site = find_site(_without_taps(vit))
     row = _gauge_row(gauge, vit, site)
@@ -308,20 +295,6 @@ def last_quality(vit: nn.Module) -> tuple[Tensor, Tensor]:
     )
 
 
-def _checked(outputs: Sequence[str], tokens: str) -> tuple[str, ...]:
-    if isinstance(outputs, str):
-        raise ValueError(f'outputs must be a sequence such as ("score",), got {outputs!r}')
-    unknown = [name for name in outputs if name not in OUTPUTS]
-    if unknown or not outputs:
-        raise ValueError(
-            f"outputs must name some of {', '.join(OUTPUTS)}; got "
-            f"{repr(unknown[0]) if unknown else 'none'}"
-        )
-    if tokens not in TOKENS:
-        raise ValueError(f"tokens must be one of {', '.join(TOKENS)}, got {tokens!r}")
-    return tuple(outputs)
-
-
 def _refuse_wrappers(vit: nn.Module) -> None:
     if not isinstance(vit, nn.Module):
         raise UnsupportedModelError(f"wanted a torch.nn.Module, got {type(vit).__name__}")
@@ -340,18 +313,14 @@ def _refuse_wrappers(vit: nn.Module) -> None:
 
 def _gauge_row(
     gauge: Gauge | str | Path | None, vit: nn.Module, site: AttentionSite
-) -> _GaugeRow | None:
+) -> GaugeRow | None:
     if gauge is None:
         return None
     gauge = gauge if isinstance(gauge, Gauge) else load_gauge(gauge)
     form = site.form
     width = gauge.query_weight.shape[1] if form is None else form.num_heads * form.head_dim
     check_gauge(gauge, vit, site.stack.depth, width)
-    return _GaugeRow(
-        scale=gauge.scale[-1].item(),
-        query_weight=gauge.query_weight[-1].clone(),
-        offset=gauge.offset[-1].item(),
-    )
+    return gauge.row(site.stack.depth)
 
 
 def _add_taps(vit: nn.Module, tap: AttentionTap) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from .errors import ImageError
 from .images import load_image, resize
 from .models.gauge import SUFFIX, Gauge, check_gauge, load_gauge, state_dict_sha256
 from .models.vit import FaceViT
+from .options import check_tokens, checked_outputs
 from .quality import attn_fiqa, vit_fiqa
 from .quality.attn_fiqa import AttnFiqa
 from .quality.method import QualityMethod
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     ImageLike = str | Path | PIL.Image.Image | np.ndarray[Any, Any]
 
 METHODS = ("attn-fiqa", "vit-fiqa", "ex-fiqa")
-TOKENS = ("patch", "all")
 OUTPUTS = ("score", "embedding", *attn_fiqa.OUTPUTS[1:])
 # Normalised pixels lie within 1; augmentation may take them a little beyond, 0..255 far beyond.
 NORMALIZED_LIMIT = 4.0
@@ -136,7 +136,7 @@ class Scorer:
                 f"got {float32_precision!r}"
             )
         self.method = method
-        self.outputs = _checked_outputs(outputs)
+        self.outputs = tuple(dict.fromkeys(checked_outputs(outputs, OUTPUTS)))
         heads, exit = _whole(heads), _whole(exit)
         _check_exit(exit, model.config.depth)
         self.device = resolve_device(device)
@@ -204,8 +204,7 @@ class Scorer:
         )
 
     def _attn_fiqa(self, model: FaceViT) -> QualityMethod:
-        if self.tokens not in TOKENS:
-            raise ValueError(f"tokens must be one of {', '.join(TOKENS)}, got {self.tokens!r}")
+        check_tokens(self.tokens)
         return AttnFiqa(
             model,
             self.outputs,
@@ -276,19 +275,6 @@ def _whole(value: Any) -> Any:
 def _check_exit(exit: int | None, depth: int) -> None:
     if exit is not None and (type(exit) is not int or not 1 <= exit <= depth):
         raise ValueError(f"exit must be a block's number from 1 to {depth}, got {exit!r}")
-
-
-def _checked_outputs(outputs: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(outputs, str) or not isinstance(outputs, Iterable):
-        raise ValueError(f'outputs must be a sequence such as ("score",), got {outputs!r}')
-    outputs = tuple(outputs)
-    unknown = [name for name in outputs if name not in OUTPUTS]
-    if unknown or not outputs:
-        raise ValueError(
-            f"outputs must name some of {', '.join(OUTPUTS)}; got "
-            f"{repr(unknown[0]) if unknown else 'none'}"
-        )
-    return tuple(dict.fromkeys(outputs))
 
 
 def _resolve_gauge(
