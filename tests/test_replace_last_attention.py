@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from vit_zoo import build, few, images, same
+from vit_zoo import CvlfaceWrapper, build, few, images, same
 
 import fiqa_fast
 from fiqa_fast import with_quality
@@ -27,3 +27,34 @@ def test_replace_and_last_quality(name):
         fiqa_fast.replace_last_attention(model)
     model(x.flip(0))
     torch.testing.assert_close(fiqa_fast.last_quality(model)[0], score.flip(0))
+
+
+def test_parts_of_the_model_on_their_own():
+    model = fiqa_fast.replace_last_attention(build("timm vit"))
+    model(images())
+    model.blocks(torch.randn(2, 10, 64))  # tokens of another pass, or of none
+    with pytest.raises(RuntimeError, match="or one of a part of the model"):
+        fiqa_fast.last_quality(model)
+    model.forward_features(images(2))
+    assert fiqa_fast.last_quality(model)[1].shape == (2, 4, 4)
+
+
+def test_around_a_model_with_quality():
+    inner, x = with_quality(build("timm vit")), images()
+    outer = fiqa_fast.replace_last_attention(CvlfaceWrapper(inner))
+    output, score = outer(x)
+    assert torch.equal(fiqa_fast.last_quality(outer)[0], score)
+    assert same((output, score), inner(x))
+
+
+def test_attention_gets_its_class_back():
+    model = build("timm vit")
+    own = type(model.blocks[-1].attn)
+    fiqa_fast.replace_last_attention(model)
+    made = type(model.blocks[-1].attn)
+    assert issubclass(made, own)
+    fiqa_fast.replace_last_attention(model)
+    assert type(model.blocks[-1].attn) is made
+    assert made.__mro__.count(own) == 1
+    assert issubclass(type(with_quality(model).blocks[-1].attn), own)
+    assert type(model.blocks[-1].attn) is made

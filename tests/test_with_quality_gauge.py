@@ -55,3 +55,12 @@ def test_gauge_of_another_model_is_refused():
     ):
         with pytest.raises(fiqa_fast.CheckpointError, match=text):
             with_quality(model, gauge=gauge_for(model, **changes))
+
+
+def test_gauge_belongs_to_the_patches():
+    model = build("timm vit")
+    for add in (with_quality, fiqa_fast.replace_last_attention):
+        with pytest.raises(ValueError, match=r'wanted tokens="patch" with it, got "all"'):
+            add(model, tokens="all", gauge=gauge_for(model))
+    without_prefix = build("fiqa_fast face vit")
+    with_quality(without_prefix, tokens="all", gauge=gauge_for(without_prefix))

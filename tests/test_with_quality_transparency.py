@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from vit_zoo import DEPTH, build, few, images, library, plain, same
+from vit_zoo import DEPTH, ArcfaceAttention, ArcfaceViT, build, few, images, library, plain, same
 
 import fiqa_fast
 from fiqa_fast import with_quality
@@ -201,3 +201,92 @@ def test_recorded_outputs_stay():
         assert list(output) == list(model(x, **wanted))
         assert len(list(output)) > 2
         assert score.shape == (3,)
+
+
+def test_parts_that_cannot_be_copied_in_python():
+    model, x = build("timm vit"), images()
+    model.head = torch.jit.script(model.head)
+    model.blocks[-1].mlp = torch.fx.symbolic_trace(model.blocks[-1].mlp)
+    assert same(with_quality(model)(x)[0], model(x))
+
+
+def test_wrapped_in_inference_mode_or_with_other_defaults():
+    model, x = build("timm eva rope"), images()
+    expected = with_quality(model, OUTPUTS)(x)
+    with torch.inference_mode():
+        assert same(with_quality(model, OUTPUTS)(x), expected)
+    default = torch.get_default_dtype()
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            wrapped = with_quality(model, OUTPUTS)
+        finally:
+            torch.set_default_dtype(default)
+        assert same(wrapped(x), expected)
+    with torch.device("meta"):
+        wrapped = with_quality(model, OUTPUTS)
+    assert same(wrapped(x), expected)
+
+
+def test_attention_that_keeps_its_map():
+    class Keeping(ArcfaceAttention):
+        def forward(self, x):
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            self.map = ((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1)
+            return self.proj((self.map @ v).transpose(1, 2).flatten(2))
+
+    model, x = ArcfaceViT(attention=Keeping).eval(), images()
+    model(x)  # the map now hangs in a graph
+    kept = model.blocks[-1].attn.map
+    wrapped = with_quality(model)
+    assert model.blocks[-1].attn.map is kept
+    assert same(wrapped(x)[0], model(x))
+
+
+def test_hooks_of_others():
+    """The quality is that of what the forward sees, whoever changed it, whenever."""
+    model, x = build("timm vit"), images()
+    norm = model.blocks[-1].norm1
+    wrapped = with_quality(model, OUTPUTS)
+    wrapped.blocks[-1].attn.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    got = wrapped(x)
+    with torch.no_grad():
+        norm.weight.mul_(2)
+        norm.bias.mul_(2)
+    for a, b in zip(got, with_quality(model, OUTPUTS)(x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+def test_weights_made_in_the_forward_pass():
+    model, x = build("timm vit"), images()
+    nn.utils.weight_norm(model.blocks[-1].attn.qkv)
+    wrapped = with_quality(model)
+    with torch.no_grad():
+        model.blocks[-1].attn.qkv.weight_g.mul_(2)
+    first = wrapped(x)[1]
+    assert torch.equal(first, wrapped(x)[1])
+
+
+def test_functional_call():
+    model, x = build("timm eva rope"), images()
+    wrapped = with_quality(model)
+    larger = {name: 1.1 * p.detach() for name, p in model.named_parameters()}
+    got = torch.func.functional_call(wrapped, larger, (x,))
+    other = copy.deepcopy(model)
+    other.load_state_dict(larger, strict=False)
+    assert same(got, with_quality(other)(x))
+
+
+def test_hooks_after_unpickling_in_another_process(monkeypatch):
+    model, x = with_quality(build("timm vit")), images()
+    expected = model(x)
+    stored = pickle.dumps(model)
+    numbers = torch.utils.hooks.RemovableHandle
+    (own,) = model.blocks[-1].attn._forward_hooks
+    monkeypatch.setattr(numbers, "next_id", own)  # where a new process might be
+    loaded = pickle.loads(stored)
+    calls = []
+    loaded.blocks[-1].attn.register_forward_hook(lambda *given: calls.append(1))
+    assert same(loaded(x), expected)
+    assert calls == [1]

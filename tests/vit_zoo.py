@@ -105,6 +105,39 @@ class ArcfaceAttention(nn.Module):
         return self.proj_drop(self.proj(x))
 
 
+class PlainNorms(ArcfaceAttention):
+    """q and k normalised by norms without weights; keys over all heads together."""
+
+    def __init__(self, dim, num_heads):
+        super().__init__(dim, num_heads)
+        self.q_norm = nn.LayerNorm(dim // num_heads, elementwise_affine=False)
+        self.k_norm = nn.LayerNorm(dim, elementwise_affine=False)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, self.k_norm(k), v))
+        x = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (self.q_norm(q), k, v)))
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class FusedGroupedKeys(nn.Module):
+    """Fewer keys than queries, which the fused kernel is left to expand."""
+
+    def __init__(self, dim, num_heads):
+        super().__init__()
+        self.num_heads, self.num_kv_heads = num_heads, num_heads // 2
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Linear(dim, dim // parts) for parts in (1, 2, 2)
+        )
+
+    def forward(self, x):
+        size = self.q_proj.out_features // self.num_heads
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (part(x).unflatten(-1, (-1, size)).transpose(1, 2) for part in parts)
+        x = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return x.transpose(1, 2).flatten(2)
+
+
 class ArcfaceCasting(ArcfaceAttention):
     """arcface_torch's attention in mixed precision of its own."""
 
@@ -156,12 +189,37 @@ class ArcfaceViT(nn.Module):
 class CvlfaceWrapper(nn.Module):
     """CVLface keeps the ViT as ``net`` inside a model of its own."""
 
-    def __init__(self):
+    def __init__(self, net=None):
         super().__init__()
-        self.net = ArcfaceViT()
+        self.net = ArcfaceViT() if net is None else net
 
     def forward(self, x):
         return self.net(x)
+
+
+class OpenaiBlock(nn.Module):
+    def __init__(self, dim, num_heads):
+        super().__init__()
+        self.attn, self.ln_1 = nn.MultiheadAttention(dim, num_heads), nn.LayerNorm(dim)
+
+    def forward(self, x):
+        y = self.ln_1(x)
+        return x + self.attn(y, y, y, need_weights=False, attn_mask=None)[0]
+
+
+class OpenaiCLIP(nn.Module):
+    """The structure of OpenAI's CLIP vision tower: tokens come first, images second."""
+
+    def __init__(self, dim=64, heads=4):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, dim, PATCH, PATCH, bias=False)
+        self.class_embedding = nn.Parameter(torch.zeros(dim))
+        self.resblocks = nn.Sequential(*(OpenaiBlock(dim, heads) for _ in range(DEPTH)))
+
+    def forward(self, x):
+        x = self.conv1(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
+        return self.resblocks(x.transpose(0, 1)).transpose(0, 1)
 
 
 # name: (constructor, tokens before the patches)
@@ -204,6 +262,18 @@ ZOO = {
         partial(huggingface, "Dinov2WithRegisters", "Dinov2WithRegistersModel", mlp_ratio=2),
         5,
     ),
+    "transformers dinov3": (
+        partial(huggingface, "DINOv3ViT", "DINOv3ViTModel", num_register_tokens=2),
+        3,
+    ),
+    "transformers dinov3 eager": (
+        partial(huggingface, "DINOv3ViT", "DINOv3ViTModel", "eager", key_bias=True),
+        1,
+    ),
+    "transformers aimv2 pooling head": (
+        partial(huggingface, "Aimv2Vision", "Aimv2VisionModel"),
+        0,
+    ),
     "transformers clip vision": (partial(huggingface, "CLIPVision", "CLIPVisionModel"), 1),
     "transformers siglip vision": (partial(huggingface, "SiglipVision", "SiglipVisionModel"), 0),
     "transformers siglip head_dim 72": (
@@ -214,6 +284,9 @@ ZOO = {
     "torchvision vit": (torchvision_vit, 1),
     "fiqa_fast face vit": (face_vit, 0),
     "arcface_torch vit": (ArcfaceViT, 0),
+    "norms without weights": (partial(ArcfaceViT, attention=PlainNorms), 0),
+    "fused grouped keys": (partial(ArcfaceViT, attention=FusedGroupedKeys), 0),
+    "openai clip vision": (OpenaiCLIP, 1),
     "cvlface vit": (CvlfaceWrapper, 0),
 }  # fmt: skip
 
@@ -222,6 +295,7 @@ ZOO = {
 FEW = (
     "timm vit registers", "timm vit qk-norm", "timm eva rope", "transformers dinov2 registers",
     "transformers siglip vision", "torchvision vit", "fiqa_fast face vit", "arcface_torch vit",
+    "transformers dinov3", "openai clip vision",
 )  # fmt: skip
 
 
@@ -229,7 +303,7 @@ few = pytest.mark.parametrize("name", FEW)
 
 
 # Compilation takes seconds each.
-fewer = pytest.mark.parametrize("name", [FEW[i] for i in (0, 2, 3, 5, 6)])
+fewer = pytest.mark.parametrize("name", [FEW[i] for i in (0, 2, 3, 5, 6, 8)])
 
 
 def build(name, seed=0):
@@ -281,7 +355,8 @@ def every_logit(monkeypatch):
     def from_fused(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **rest):
         assert not is_causal
         factor = q.shape[-1] ** -0.5 if scale is None else scale
-        logits = factor * q.double() @ k.double().transpose(-1, -2)
+        expanded = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        logits = factor * q.double() @ expanded.double().transpose(-1, -2)
         seen.append(logits if attn_mask is None else logits + attn_mask)
         return fused(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, **rest)
 
