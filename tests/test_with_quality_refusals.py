@@ -320,6 +320,13 @@ def test_a_mask_without_a_name_is_refused():
         with_quality(model)(torch.randn(1, 3, SIZE, SIZE))
 
 
+def test_a_block_without_attention_is_refused():
+    model = ViT()
+    model.blocks[-1] = nn.Identity()
+    with pytest.raises(UnsupportedModelError, match="got Attention, not in every element of one"):
+        with_quality(model)
+
+
 def test_a_block_that_comes_back_is_refused():
     model = ViT()
     first, second = model.blocks

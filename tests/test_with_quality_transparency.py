@@ -223,6 +223,12 @@ def test_wrapped_in_inference_mode_or_with_other_defaults():
         finally:
             torch.set_default_dtype(default)
         assert same(wrapped(x), expected)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        wrapped = with_quality(model, OUTPUTS)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert same(wrapped(x), expected)
     with torch.device("meta"):
         wrapped = with_quality(model, OUTPUTS)
     assert same(wrapped(x), expected)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...engine.hardware import float32_arithmetic
 from ...errors import UnsupportedModelError
 from ...quality.last_attention import LogitMeans, from_input, from_query_key
 from .custom import HINT, Registered, registered
@@ -153,7 +154,8 @@ def find_site(vit: nn.Module) -> AttentionSite:
     if custom is None:
         _refuse_suspects(site, vit, attention)
     if custom is None or custom.verify:
-        with torch.inference_mode(False):
+        # Whatever the process has set, or is doing just now.
+        with torch.inference_mode(False), float32_arithmetic("ieee", "cpu"):
             _verify(site, attention)
     return site
 
