@@ -3,11 +3,15 @@
 
 ``python benchmarks/bench_with_quality.py`` prints the figures for timm's vit_small_patch16_224 at
 batch 32 as JSON; ``--model``, ``--batch``, ``--dtype``, ``--threads`` and ``--rounds`` change them.
+``--model`` takes any timm ViT or Eva, with options of its own after commas, and several of them:
+``--model vit_small_patch16_224,qk_norm=True eva02_small_patch14_224``. Those two read q and k
+themselves, and so compute the last block's projections of them once more.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import statistics
 import time
@@ -54,11 +58,18 @@ def seconds(function, x):
     return time.perf_counter() - start
 
 
-@torch.no_grad()
-def measure(name, batch, dtype, rounds):
+def created(spec):
+    """The timm model of ``name,option=value,...``."""
     import timm
 
-    model = timm.create_model(name).eval().to(dtype)
+    name, *options = spec.split(",")
+    options = (option.split("=", 1) for option in options)
+    return timm.create_model(name, **{key: ast.literal_eval(value) for key, value in options})
+
+
+@torch.no_grad()
+def measure(name, batch, dtype, rounds):
+    model = created(name).eval().to(dtype)
     wrapped = fiqa_fast.with_quality(model, ("score", "patch_map"))
     x = torch.randn(batch, 3, *model.patch_embed.img_size).to(dtype)
     output, score, patch_map = wrapped(x)
@@ -71,7 +82,6 @@ def measure(name, batch, dtype, rounds):
         for key in order:
             times[key].append(seconds(functions[key], x))
     ratios = [w / m for w, m in zip(times["wrapped"], times["model"], strict=True)]
-    attention = model.blocks[-1].attn
     tokens = patch_map[0].numel()
     return {
         "model": name,
@@ -87,7 +97,7 @@ def measure(name, batch, dtype, rounds):
         "overhead_of_minima": min(times["wrapped"]) / min(times["model"]) - 1,
         "median_overhead_of_pairs": statistics.median(ratios) - 1,
         "extra_bytes": allocated(wrapped, x) - allocated(model, x),
-        "logits_bytes": batch * attention.num_heads * tokens**2 * output.element_size(),
+        "logits_bytes": batch * model.blocks[-1].attn.num_heads * tokens**2 * output.element_size(),
     }
 
 
@@ -101,7 +111,7 @@ def test_overhead_and_memory():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="vit_small_patch16_224")
+    parser.add_argument("--model", nargs="+", default=["vit_small_patch16_224"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=2)
@@ -109,7 +119,8 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
-    print(json.dumps(measure(options.model, options.batch, dtype, options.rounds), indent=2))
+    for name in options.model:
+        print(json.dumps(measure(name, options.batch, dtype, options.rounds), indent=2), flush=True)
 
 
 if __name__ == "__main__":

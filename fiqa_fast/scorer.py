@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .engine.eager import EagerEngine
-from .engine.hardware import FLOAT32_PRECISIONS, resolve_device, resolve_dtype
 from .errors import ImageError
+from .hardware import FLOAT32_PRECISIONS, resolve_device, resolve_dtype
 from .images import load_image, resize
 from .models.gauge import SUFFIX, Gauge, check_gauge, load_gauge, state_dict_sha256
 from .models.vit import FaceViT
+from .options import TOKENS, check_name, checked_outputs
 from .quality import attn_fiqa, vit_fiqa
 from .quality.attn_fiqa import AttnFiqa
 from .quality.fusion import FUSIONS
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     ImageLike = str | Path | PIL.Image.Image | np.ndarray[Any, Any]
 
 METHODS = ("attn-fiqa", "vit-fiqa", "ex-fiqa")
-TOKENS = ("patch", "all")
 OUTPUTS = ("score", "embedding", *attn_fiqa.OUTPUTS[1:])
 # Normalised pixels lie within 1; augmentation may take them a little beyond, 0..255 far beyond.
 NORMALIZED_LIMIT = 4.0
@@ -131,14 +131,14 @@ class Scorer:
             )
         if any(value.is_meta for value in model.state_dict().values()):
             raise ValueError("model must hold weights, got one on the meta device")
-        _check_name("method", method, METHODS)
-        _check_name("float32_precision", float32_precision, FLOAT32_PRECISIONS)
-        _check_name("reduction", reduction, REDUCTIONS)
-        _check_name("tokens", tokens, TOKENS)
+        check_name("method", method, METHODS)
+        check_name("float32_precision", float32_precision, FLOAT32_PRECISIONS)
+        check_name("reduction", reduction, REDUCTIONS)
+        check_name("tokens", tokens, TOKENS)
         if fusion is not None:
-            _check_name("fusion", fusion, FUSIONS, " or none")
+            check_name("fusion", fusion, FUSIONS, " or none")
         self.method = method
-        self.outputs = _checked_outputs(outputs)
+        self.outputs = tuple(dict.fromkeys(checked_outputs(outputs, OUTPUTS)))
         heads, exit = _whole(heads), _whole(exit)
         _check_heads(heads)
         _check_exit(exit, model.config.depth)
@@ -267,12 +267,6 @@ class Scorer:
         }
 
 
-def _check_name(option: str, value: object, known: Iterable[str], more: str = "") -> None:
-    # Strings alone: an array would be compared value by value, and a list cannot be looked up.
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{option} must be one of {', '.join(known)}{more}, got {value!r}")
-
-
 def _whole(value: Any) -> Any:
     """numpy's and others' whole numbers as int; anything else as it is, to be refused by name."""
     if value is None or isinstance(value, (bool, str)):
@@ -291,20 +285,6 @@ def _check_heads(heads: object) -> None:
 def _check_exit(exit: int | None, depth: int) -> None:
     if exit is not None and (type(exit) is not int or not 1 <= exit <= depth):
         raise ValueError(f"exit must be a block's number from 1 to {depth}, got {exit!r}")
-
-
-def _checked_outputs(outputs: Iterable[str]) -> tuple[str, ...]:
-    # A tensor calls itself iterable, whatever its dimensions.
-    if isinstance(outputs, (str, bytes, Tensor)) or not isinstance(outputs, Iterable):
-        raise ValueError(f'outputs must be a sequence such as ("score",), got {outputs!r}')
-    outputs = tuple(outputs)
-    unknown = [name for name in outputs if name not in OUTPUTS]
-    if unknown or not outputs:
-        raise ValueError(
-            f"outputs must name some of {', '.join(OUTPUTS)}; got "
-            f"{repr(unknown[0]) if unknown else 'none'}"
-        )
-    return tuple(dict.fromkeys(outputs))
 
 
 def _resolve_gauge(

@@ -274,11 +274,125 @@ def test_several_towers_and_text_are_refused():
     model = transformers.CLIPModel(config).eval()
     with pytest.raises(UnsupportedModelError, match=r"got 2: .*pass the one image tower"):
         with_quality(model)
-    wrapped = with_quality(model.text_model)
-    with pytest.raises(UnsupportedModelError, match="got the argument"):
-        wrapped(torch.ones(1, 4, dtype=torch.long))
+    with pytest.raises(UnsupportedModelError, match=r"Linear before encoder\.layers that embeds"):
+        with_quality(model.text_model)
     _, score = with_quality(model.vision_model)(torch.randn(1, 3, SIZE, SIZE))
     assert score.shape == (1,)
+
+
+@needs("transformers")
+@pytest.mark.parametrize(
+    ("prefix", "cls", "text"),
+    [
+        ("ViTMAE", "ViTMAEModel", "wanted all patches in order, got random_masking in embeddings"),
+        ("PixtralVision", "PixtralVisionModel", "wanted q, k and a forward from tokens"),
+        ("MLCDVision", "MLCDVisionModel", "wanted q, k and a forward from tokens"),
+        ("Data2VecVision", "Data2VecVisionModel", "relative_position_bias"),
+    ],
+)
+def test_vision_models_of_transformers_are_refused(prefix, cls, text):
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 32, "image_size": SIZE, "patch_size": PATCH}  # fmt: skip
+    model = getattr(transformers, cls)(getattr(transformers, f"{prefix}Config")(**sizes))
+    with pytest.raises(UnsupportedModelError, match=text) as error:
+        with_quality(model)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mask_without_a_name_is_refused():
+    class Rest(Attention):
+        def forward(self, x, *rest):
+            self.bias = rest[0] if rest else 0.0
+            return super().forward(x)
+
+        def logits(self, q, k):
+            return super().logits(q, k) + self.bias
+
+    class Masking(Block):
+        def forward(self, x):
+            return x + self.attn(self.norm1(x), torch.ones(x.shape[1], x.shape[1]))
+
+    model = ViT(Rest)
+    model.blocks[-1].__class__ = Masking
+    with pytest.raises(UnsupportedModelError, match="got the argument number 2"):
+        with_quality(model)(torch.randn(1, 3, SIZE, SIZE))
+
+
+def test_a_block_without_attention_is_refused():
+    model = ViT()
+    model.blocks[-1] = nn.Identity()
+    with pytest.raises(UnsupportedModelError, match="got Attention, not in every element of one"):
+        with_quality(model)
+
+
+def test_a_block_that_comes_back_is_refused():
+    model = ViT()
+    first, second = model.blocks
+    model.blocks = nn.ModuleList([first, second, first])
+    with pytest.raises(UnsupportedModelError, match="it ran twice"):
+        with_quality(model)(torch.randn(1, 3, SIZE, SIZE))
+
+
+def test_a_projection_replaced_afterwards_is_refused():
+    class Adapted(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base, self.more = base, nn.Linear(DIM, 3 * DIM)
+            self.weight, self.bias = base.weight, base.bias
+
+        def forward(self, x):
+            return self.base(x) + self.more(x)
+
+    wrapped = with_quality(ViT())
+    wrapped.blocks[-1].attn.qkv = Adapted(wrapped.blocks[-1].attn.qkv)
+    with pytest.raises(UnsupportedModelError, match=r"wanted qkv to be the Linear.*got Adapted"):
+        wrapped(torch.randn(1, 3, SIZE, SIZE))
+
+
+class LinearPatches(ViT):
+    """Patches cut by a reshape and embedded by a Linear, tokens of any name before them."""
+
+    def __init__(self, attention=Attention, tokens=0):
+        super().__init__(attention)
+        self.patch_embed = nn.Linear(3 * PATCH * PATCH, DIM)
+        self.others = nn.Parameter(torch.randn(1, tokens, DIM))
+
+    def forward(self, x):
+        x = F.unfold(x, PATCH, stride=PATCH).transpose(1, 2)
+        return self.run(torch.cat([self.others.expand(len(x), -1, -1), self.patch_embed(x)], dim=1))
+
+    def run(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_patches_are_counted_without_a_convolution():
+    x = torch.randn(1, 3, SIZE, SIZE)
+    assert with_quality(LinearPatches(), ("patch_map",))(x)[1].shape == (1, 16)
+    with pytest.raises(UnsupportedModelError, match=r"0 prefix \+ 16 patch\) tokens, got 1 x 18"):
+        with_quality(LinearPatches(tokens=2))(x)
+
+    class Foreign(LinearPatches):
+        def __init__(self):
+            super().__init__()
+            self.patch_embed = nn.Bilinear(1, 1, 1)  # nothing that we know
+
+    with pytest.raises(UnsupportedModelError, match="Linear before blocks that embeds the patches"):
+        with_quality(Foreign())
+
+    class Skipping(LinearPatches):
+        def forward(self, x):
+            return self.run(torch.zeros(1, 16, DIM))
+
+    with pytest.raises(UnsupportedModelError, match="wanted patch_embed to run before the last"):
+        with_quality(Skipping())(x)
+    register_attention(Attention, prefix_tokens=2)(
+        lambda a, y: (*a.qkv(y).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)[:2], a.scale)
+    )
+    assert with_quality(LinearPatches(tokens=2), ("patch_map",))(x)[1].shape == (1, 16)
 
 
 def test_tokens_that_are_no_patches_are_refused():
@@ -333,9 +447,26 @@ def test_wrappers_go_around_quality_not_inside():
         with_quality(with_quality(model))
     with pytest.raises(UnsupportedModelError, match=r"wanted a torch\.nn\.Module, got str"):
         with_quality("vit")
+    with pytest.raises(UnsupportedModelError, match="or one around it"):
+        with_quality(nn.Sequential(with_quality(model)))
+    hook = model.register_forward_hook(lambda module, args, output: None)
+    with pytest.raises(UnsupportedModelError, match="wanted no forward hooks on the model itself"):
+        with_quality(model)
+    hook.remove()
     model.forward = model.forward
     with pytest.raises(UnsupportedModelError, match="replaced on the instance"):
         with_quality(model)
+
+
+def test_compiled_models_are_refused():
+    whole, part, replaced = ViT(), ViT(), ViT()
+    whole.compile(backend="eager")
+    part.blocks[-1].compile(backend="eager")
+    replaced.blocks[-1] = torch.compile(replaced.blocks[-1], backend="eager")
+    for add in (with_quality, fiqa_fast.replace_last_attention):
+        for model, name in ((whole, "model"), (part, "blocks.1"), (replaced, "blocks.1")):
+            with pytest.raises(UnsupportedModelError, match=f"got a compiled {name}: add quality"):
+                add(model)
 
 
 def test_options_are_checked():

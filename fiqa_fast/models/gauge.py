@@ -26,6 +26,20 @@ SUFFIX = ".gauge.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class GaugeRow:
+    """A gauge's numbers of one block, ready for use in a traced forward."""
+
+    scale: float
+    query_weight: Tensor  # [D]
+    offset: float
+
+    def calibrate(self, mean: Tensor, phi: Tensor) -> Tensor:
+        """See :meth:`Gauge.calibrate`."""
+        shift = (phi * self.query_weight.to(phi.device)).sum(-1) + self.offset
+        return self.scale * mean + shift.view(-1, *[1] * (mean.dim() - 1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Gauge:
     """``scale`` [L], ``query_weight`` [L, D], ``offset`` [L], all float32 on the CPU.
 
@@ -46,9 +60,14 @@ class Gauge:
         ``mean`` [B] or [B, N] (mean logits, or a key map), ``phi`` [B, D]: float32. A map is
         calibrated so that its mean over the tokens is the calibrated score.
         """
-        row = block - 1
-        shift = (phi * self.query_weight[row].to(phi.device)).sum(-1) + self.offset[row].item()
-        return self.scale[row].item() * mean + shift.view(-1, *[1] * (mean.dim() - 1))
+        return self.row(block).calibrate(mean, phi)
+
+    def row(self, block: int) -> GaugeRow:
+        """The numbers of block ``block`` (1-based)."""
+        at = block - 1
+        return GaugeRow(
+            self.scale[at].item(), self.query_weight[at].clone(), self.offset[at].item()
+        )
 
     def sha256(self) -> str:
         """Digest of the values, whatever file they came from."""

@@ -52,13 +52,16 @@ def _fused_logits(bound: dict[str, Any]) -> Tensor:
     q, k = bound["query"].detach().double(), bound["key"].detach().double()
     scale = bound.get("scale")
     factor: float = q.shape[-1] ** -0.5 if scale is None else scale
+    if k.shape[1] != q.shape[1]:  # grouped keys
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     logits: Tensor = factor * q @ k.transpose(-2, -1)
     mask = bound.get("attn_mask")
     if mask is not None:
         logits = logits + mask.double()
     if bound.get("is_causal"):
         rows, columns = logits.shape[-2:]
-        logits = logits.masked_fill(torch.ones(rows, columns).triu(1).bool(), -math.inf)
+        later = torch.ones(rows, columns, dtype=torch.bool, device=logits.device).triu(1)
+        logits = logits.masked_fill(later, -math.inf)
     return logits
 
 
@@ -68,8 +71,11 @@ def randomised_copy(attention: nn.Module) -> nn.Module:
     Freshly initialised biases, relative position tables and norms are often exactly zero or one,
     and a term that is zero today would go unseen.
     """
-    with torch.inference_mode(False):
-        twin = copy.deepcopy(attention).to("cpu", torch.float32).eval()
+    # Tensors of the last pass that a module keeps (attention maps, weights of an old-style
+    # weight_norm) may hang in a graph, and those cannot be copied.
+    kept = [v for m in attention.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    twin = copy.deepcopy(attention, {id(t): t.detach().clone() for t in kept})
+    twin = twin.to("cpu", torch.float32).eval()
     generator = torch.Generator("cpu").manual_seed(0)
     tensors = [*twin.parameters(), *(b for b in twin.buffers() if b.is_floating_point())]
     with torch.no_grad():
@@ -98,7 +104,6 @@ def observed_logits(
     # With gradients enabled MultiheadAttention does not take its one-kernel inference path.
     with (
         warnings.catch_warnings(),
-        torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
         listener,

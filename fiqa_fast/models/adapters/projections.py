@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
+from .custom import HINT
 
 _SEPARATE = (("q_proj", "k_proj"), ("query", "key"), ("q", "k"))
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "heads")
@@ -79,7 +80,8 @@ class AttentionForm:
     """How to read one attention module; holds no tensors, so ``.to()`` and training are free.
 
     ``kind`` names the attributes that hold the projections, ``norms`` says whether q and k are
-    normalised per head, ``rotary`` whether the forward takes a rotary embedding.
+    normalised, ``rotary`` names the argument that holds a rotary embedding, and ``sequence_first``
+    says that tokens come as [N, B, D].
     """
 
     kind: tuple[str, ...]
@@ -89,7 +91,8 @@ class AttentionForm:
     width: int  # D, channels of the attention's input
     scale: float
     norms: bool
-    rotary: bool
+    rotary: str | None
+    sequence_first: bool
 
     @property
     def grouped(self) -> bool:
@@ -100,14 +103,17 @@ class AttentionForm:
         q_size = self.num_heads * self.head_dim
         k_size = self.num_kv_heads * self.head_dim
         if self.kind in (("qkv",), ("in_proj",)):
-            weight = module.in_proj_weight if self.kind == ("in_proj",) else module.qkv.weight
-            bias = module.in_proj_bias if self.kind == ("in_proj",) else module.qkv.bias
+            if self.kind == ("in_proj",):
+                weight, bias = module.in_proj_weight, module.in_proj_bias
+            else:
+                qkv = _linear(module, "qkv")
+                weight, bias = qkv.weight, qkv.bias
             packed = _float(weight[: q_size + k_size])
             weights = packed[:q_size], packed[q_size:]
             biases = (None, None) if bias is None else (bias[:q_size], bias[q_size:][:k_size])
         else:
             packed = None
-            q, k = (getattr(module, name) for name in self.kind)
+            q, k = (_linear(module, name) for name in self.kind)
             weights, biases = (_float(q.weight), _float(k.weight)), (q.bias, k.bias)
         # timm's Eva and Beit keep the biases of a fused projection beside it.
         extra = getattr(module, "q_bias", None), getattr(module, "k_bias", None)
@@ -117,27 +123,30 @@ class AttentionForm:
     def query_key(self, module: Any, y: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
         """Explicit q and k [B, H, N, d], float32, of the tokens y [B, N, D], normed and rotated."""
         q, k = self.projections(module).both(_float(y))
-        # Most norms are per head, some are over all heads together.
-        wide = self.norms and getattr(module.q_norm, "weight", y).shape[-1:] == q.shape[-1:]
-        if self.norms and wide:
-            q, k = _norm(module.q_norm, q), _norm(module.k_norm, k)
-        q, k = self._split(q), self._split(k)
-        if self.norms and not wide:
-            q, k = _norm(module.q_norm, q), _norm(module.k_norm, k)
+        if self.norms:
+            q, k = self._normed(module.q_norm, q), self._normed(module.k_norm, k)
+        else:
+            q, k = self._split(q), self._split(k)
         if rope is not None:
-            prefix = int(getattr(module, "num_prefix_tokens", 0))
-            half = bool(getattr(module, "rotate_half", False))
-            q, k = (_rotate(t, _float(rope), prefix, half) for t in (q, k))
+            half = self.rotary != "rope" or bool(getattr(module, "rotate_half", False))
+            q, k = (_rotate(t, _float(rope), half) for t in (q, k))
         if self.grouped:
             k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
         return q, k
+
+    def _normed(self, norm: Any, t: Tensor) -> Tensor:  # [B, N, A] -> [B, H, N, d]
+        # Most norms are per head, some are over all heads together.
+        sizes = getattr(norm, "normalized_shape", None) or getattr(norm, "weight", t[..., :0]).shape
+        if sizes[-1:] == t.shape[-1:]:
+            return self._split(_norm(norm, t))
+        return _norm(norm, self._split(t))
 
     def _split(self, t: Tensor) -> Tensor:  # [B, N, A] -> [B, H, N, d]
         split: Tensor = t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         return split
 
 
-def read_form(module: Any, rotary: bool) -> AttentionForm:
+def read_form(module: Any, rotary: str | None) -> AttentionForm:
     """The form of a module that :func:`is_attention` accepts.
 
     Raises:
@@ -150,14 +159,15 @@ def read_form(module: Any, rotary: bool) -> AttentionForm:
     assert heads is not None
     name = type(module).__name__
     if isinstance(module, nn.MultiheadAttention):
-        if not module.batch_first or module.in_proj_weight is None:
+        if module.in_proj_weight is None:
             raise UnsupportedModelError(
-                f"{name}: wanted batch_first=True and one packed in_proj_weight, "
-                f"got batch_first={module.batch_first}"
+                f"{name}: wanted one packed in_proj_weight, got keys or values of another size "
+                f"(kdim, vdim); {HINT}"
             )
         if module.bias_k is not None or module.add_zero_attn:
             raise UnsupportedModelError(
-                f"{name}: wanted the image's own keys only, got add_bias_kv or add_zero_attn"
+                f"{name}: wanted the image's own keys only, got add_bias_kv or add_zero_attn; "
+                f"{HINT}"
             )
         rows, width = module.in_proj_weight.shape
         packed = True
@@ -171,7 +181,7 @@ def read_form(module: Any, rotary: bool) -> AttentionForm:
     if rows % parts:
         raise UnsupportedModelError(
             f"{name}: wanted a projection to a multiple of {parts} features for {heads} heads, "
-            f"got {rows}"
+            f"got {rows}; {HINT}"
         )
     head_dim = rows // parts
     kv_rows = heads * head_dim if packed else getattr(module, kind[1]).weight.shape[0]
@@ -179,7 +189,7 @@ def read_form(module: Any, rotary: bool) -> AttentionForm:
     if kv_heads * head_dim != kv_rows or heads % kv_heads:
         raise UnsupportedModelError(
             f"{name}: wanted key heads that divide {heads} query heads of size {head_dim}, "
-            f"got {kv_rows} key features"
+            f"got {kv_rows} key features; {HINT}"
         )
     norms = [getattr(module, n, None) for n in ("q_norm", "k_norm")]
     scale = next(
@@ -195,7 +205,19 @@ def read_form(module: Any, rotary: bool) -> AttentionForm:
         scale=scale,
         norms=not all(isinstance(norm, _IDENTITY) for norm in norms),
         rotary=rotary,
+        sequence_first=not getattr(module, "batch_first", True),
     )
+
+
+def _linear(module: nn.Module, name: str) -> nn.Linear:
+    """A projection, unless something that adds to it (LoRA) or replaces it took its place."""
+    linear = getattr(module, name)
+    if not isinstance(linear, nn.Linear):
+        raise UnsupportedModelError(
+            f"{type(module).__name__}: wanted {name} to be the Linear that it was when quality was "
+            f"added, got {type(linear).__name__}; {HINT}"
+        )
+    return linear
 
 
 def _float(t: Tensor) -> Tensor:
@@ -228,12 +250,13 @@ def _norm(norm: Any, t: Tensor) -> Tensor:
     return _float(out)
 
 
-def _rotate(t: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
-    """Rotary embedding (arXiv 2104.09864) of the tokens after the first ``prefix``.
+def _rotate(t: Tensor, rope: Tensor, half: bool) -> Tensor:
+    """Rotary embedding (arXiv 2104.09864) of as many last tokens as it has rows.
 
-    ``rope`` [..., N - prefix, 2 d] holds sines, then cosines. ``half`` pairs feature i with
-    i + d/2, otherwise with its neighbour.
+    ``rope`` [..., P, 2 d] holds sines, then cosines. ``half`` pairs feature i with i + d/2,
+    otherwise with its neighbour.
     """
+    prefix = t.shape[2] - rope.shape[-2]
     head, tail = t[:, :, :prefix], t[:, :, prefix:]
     sin, cos = rope.chunk(2, dim=-1)
     if half:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
+from ...hardware import float32_arithmetic
 from ...quality.last_attention import LogitMeans, from_input, from_query_key
 from .custom import HINT, Registered, registered
 from .probe import observed_logits, randomised_copy
@@ -25,6 +26,9 @@ _HARMLESS = (
 # Of the mean absolute logit; a term that does not belong shifts the means by a good part of it.
 _TOLERANCE, _ROUNDED = 1e-4, 2e-2
 _PROBE_TOKENS = 1100
+# The arguments that hold a rotary embedding: timm's sines and cosines side by side, or the pair
+# (cosines, sines) of transformers' DINOv3.
+_ROTARY = ("rope", "position_embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,30 +72,39 @@ class AttentionSite:
 
     def tokens(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The attention's input y [B, N, D]."""
-        bound = dict(zip(self.names, args, strict=False)) | kwargs
-        y = bound.get(self.names[0]) if self.names else None
-        if not isinstance(y, Tensor):
-            y = _first_tensor(args, kwargs)
+        y = self._given(args, kwargs)
         if y.dim() != 3:
             raise UnsupportedModelError(
                 f"{self.class_name}: wanted tokens [B, N, D], got {list(y.shape)}; {HINT}"
             )
-        return y
+        return y.transpose(0, 1) if self.form is not None and self.form.sequence_first else y
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        y = self._bound(args, kwargs).get(self.names[0]) if self.names else None
+        return y if isinstance(y, Tensor) else _first_tensor(args, kwargs)
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        names = (*self.names, *(f"number {i}" for i in range(len(self.names) + 1, len(args) + 1)))
+        return dict(zip(names, args, strict=False)) | kwargs
 
     def _inputs(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Tokens, rotary embedding, and a mask whose values only an exported graph will know."""
-        bound = dict(zip(self.names, args, strict=False)) | kwargs
-        y = self.tokens(args, kwargs)
+        given = self._given(args, kwargs)
+        # MultiheadAttention gets the tokens as keys and values, too.
+        may_hold_tokens = (*(self.names[:1] or ("number 1",)), "key", "value")
         rope = mask = None
-        for name, value in bound.items():
-            if name == self.names[0] or value is None or value is False or name in _HARMLESS:
+        for name, value in self._bound(args, kwargs).items():
+            if value is None or value is False or name in _HARMLESS:
                 continue
-            if name in ("key", "value") and value is y:
-                continue  # MultiheadAttention as self-attention
+            if value is given and name in may_hold_tokens:
+                continue
             if name == "rope" and isinstance(value, Tensor):
                 rope = value
+                continue
+            if name == "position_embeddings" and isinstance(value, tuple) and len(value) == 2:
+                rope = torch.cat(value[::-1], dim=-1)
                 continue
             if name == "attention_mask" and isinstance(value, Tensor) and _exporting():
                 mask = value  # transformers leaves out a mask that hides nothing, save in export
@@ -100,7 +113,7 @@ class AttentionSite:
                 f"{self.class_name}: wanted attention over the tokens alone, got the argument "
                 f"{name}, which may change the logits (a mask, a bias, other keys); {HINT}"
             )
-        return y, rope, mask
+        return self.tokens(args, kwargs), rope, mask
 
     def _adapted(
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -135,12 +148,15 @@ def find_site(vit: nn.Module) -> AttentionSite:
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     )
     custom = registered(attention)
-    form = None if custom is not None else read_form(attention, rotary="rope" in names)
+    rotary = next((name for name in _ROTARY if name in names), None)
+    form = None if custom is not None else read_form(attention, rotary)
     site = AttentionSite(stack, class_name, names, form, custom)
     if custom is None:
         _refuse_suspects(site, vit, attention)
     if custom is None or custom.verify:
-        _verify(site, attention)
+        # Whatever the process has set, or is doing just now.
+        with torch.inference_mode(False), float32_arithmetic("ieee", "cpu"):
+            _verify(site, attention)
     return site
 
 
@@ -149,23 +165,29 @@ def _verify(site: AttentionSite, attention: nn.Module) -> None:
     where = f"{site.class_name} at {site.stack.attention}"
     if any(t.is_meta for t in (*attention.parameters(), *attention.buffers())):
         raise UnsupportedModelError(f"{where}: wanted weights, got meta tensors; load them first")
-    twin = randomised_copy(attention)
     generator = torch.Generator("cpu").manual_seed(1)
     positions = site.stack.positions
     tokens = positions if positions is not None and positions <= _PROBE_TOKENS else 7
-    prefix = int(getattr(attention, "num_prefix_tokens", 0))
+    prefix = int(getattr(attention, "num_prefix_tokens", 1))  # tokens that are not rotated
     tokens = max(tokens, prefix + 2)
-    width = site.form.width if site.form is not None else _width(attention)
-    y = torch.randn(2, tokens, width, generator=generator, device="cpu")
+    form = site.form
+    width = form.width if form is not None else _width(attention)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, device="cpu", dtype=torch.float32)
+
+    first = form is not None and form.sequence_first
+    y = random(tokens, 2, width) if first else random(2, tokens, width)
     calls: list[dict[str, Any]] = [{}]
-    if site.form is not None and site.form.rotary:
-        rope = torch.randn(
-            tokens - prefix, 2 * site.form.head_dim, generator=generator, device="cpu"
-        )
-        calls.append({"rope": rope})
+    if form is not None and form.rotary == "rope":
+        calls.append({"rope": random(tokens - prefix, 2 * form.head_dim)})
+    elif form is not None and form.rotary is not None:
+        pair = (random(tokens - prefix, form.head_dim), random(tokens - prefix, form.head_dim))
+        calls = [{form.rotary: pair}]
     args = (y, y, y) if isinstance(attention, nn.MultiheadAttention) else (y,)
     for kwargs in calls:
         try:
+            twin = randomised_copy(attention)
             logits, rounded = observed_logits(twin, args, kwargs)
             maps = ("patch_map", "query_map")
             means = [site.means(twin, args, kwargs, skip, False, maps) for skip in (0, 1)]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from torch import nn
@@ -24,12 +25,16 @@ _POSITIONS = ("pos_embed", "pos_embedding", "position_embeddings", "position_emb
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Names are module names within the model; ``patch_conv`` is None where there is none."""
+    """Names are module names within the model.
+
+    ``patch_embed`` is the layer whose output has one vector per patch; None where an adapter says
+    how many tokens stand before the patches and there is no such layer.
+    """
 
     attention: str
     depth: int
     prefix_tokens: int
-    patch_conv: str | None
+    patch_embed: str | None
     positions: int | None  # tokens the position embedding is made for
     drops_patches: bool  # some of them are left out in training
 
@@ -55,7 +60,9 @@ def find_stack(vit: nn.Module) -> Stack:
         )
     where, blocks = stacks[0]
     _refuse_shuffling(vit)
-    last_name, last_block = list(blocks.named_children())[-1]
+    # named_children leaves out a block that occurs a second time.
+    last_name, last_block = list(blocks._modules.items())[-1]
+    assert last_block is not None
     last = f"{where}.{last_name}"
     found = _attentions(last_block, last)
     if len(found) != 1:
@@ -70,7 +77,7 @@ def find_stack(vit: nn.Module) -> Stack:
         attention=attention_name,
         depth=len(blocks),
         prefix_tokens=_count_prefix(vit, where) if prefix is None else prefix,
-        patch_conv=_patch_conv(vit, where),
+        patch_embed=_patch_embed(vit, where, needed=prefix is None),
         positions=_positions(vit, where),
         drops_patches=_drops_patches(vit),
     )
@@ -107,22 +114,33 @@ def _stacks(module: nn.Module, name: str) -> Iterator[tuple[str, nn.ModuleList |
 
 
 def _count_prefix(vit: nn.Module, blocks: str) -> int:
+    """Tokens held by what stands before the blocks: a pooling head after them has its own."""
     count = 0
-    for name, parameter in vit.named_parameters():
-        if not name.startswith(f"{blocks}.") and name.rpartition(".")[2] in _TOKENS:
-            count += parameter.shape[-2] if parameter.dim() > 1 else 1
+    for _, module in _before(vit, blocks):
+        for name, parameter in module.named_parameters(recurse=False):
+            if name in _TOKENS:
+                count += parameter.shape[-2] if parameter.dim() > 1 else 1
     return count
 
 
-def _patch_conv(vit: nn.Module, blocks: str) -> str | None:
-    """The last convolution before the blocks: its output's height and width are the grid."""
-    last = None
-    for name, module in vit.named_modules():
-        if name == blocks:
-            break
-        if isinstance(module, nn.Conv2d):
-            last = name
-    return last
+def _patch_embed(vit: nn.Module, blocks: str, needed: bool) -> str | None:
+    """The last convolution before the blocks, whose output is the grid; else the last Linear."""
+    convs = [n for n, m in _before(vit, blocks) if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    if convs or not needed:
+        return convs[-1] if convs else None
+    linears = [n for n, m in _before(vit, blocks) if isinstance(m, nn.Linear)]
+    if not linears:
+        raise UnsupportedModelError(
+            f"{type(vit).__name__}: wanted a convolution or Linear before {blocks} that embeds the "
+            "patches, which tells how many tokens are patches, got none; tell it by "
+            f"prefix_tokens=...: {HINT}"
+        )
+    return linears[-1]
+
+
+def _before(vit: nn.Module, blocks: str) -> Iterator[tuple[str, nn.Module]]:
+    """Modules in the order of definition, up to the blocks."""
+    return itertools.takewhile(lambda named: named[0] != blocks, vit.named_modules())
 
 
 def _positions(vit: nn.Module, blocks: str) -> int | None:
@@ -162,6 +180,7 @@ def _seen(module: nn.Module) -> str:
         if any(word in f"{type(m).__name__} {n}".lower() for word in ("attention", "attn"))
         and not isinstance(m, (nn.Linear, nn.Identity, nn.Dropout, nn.ModuleList))
     }
-    if named:
-        return f"{', '.join(sorted(named)[:4])} without readable q and k projections"
-    return "no attention at all"
+    listed = ", ".join(sorted(named)[:4])
+    if any(_recognised(m) for m in module.modules()):
+        return f"{listed}, not in every element of one list"
+    return f"{listed} without readable q and k projections" if named else "no attention at all"

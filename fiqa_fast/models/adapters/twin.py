@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -19,11 +20,13 @@ def twin_of(module: _M, memo: dict[int, nn.Module] | None = None) -> _M:
     Parameters and buffers stay one and the same; hooks, ``training`` flags and submodule tables
     are the twin's own, so that hooks added to it leave the original as it was.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        return module  # its state is not Python's to share: it stays one and the same
     memo = {} if memo is None else memo
     known = memo.get(id(module))
     if known is not None:
         return known  # type: ignore[return-value]
-    twin = module.__class__.__new__(module.__class__)
+    twin: _M = object.__new__(module.__class__)  # GraphModule.__new__ makes a class without forward
     memo[id(module)] = twin
     for name, value in vars(module).items():
         own = value
