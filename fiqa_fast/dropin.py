@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .adapters.custom import register_attention
+from .adapters.remade import Remade, remake
+from .adapters.site import AttentionSite, find_site
+from .adapters.taps import AttentionTap, Pass, Recorder, add_taps, remove_taps
+from .adapters.twin import twin_of
 from .errors import UnsupportedModelError
-from .models.adapters.custom import register_attention
-from .models.adapters.remade import Remade, remake
-from .models.adapters.site import AttentionSite, find_site
-from .models.adapters.twin import twin_of
 from .models.gauge import Gauge, GaugeRow, check_gauge, load_gauge
 from .options import TOKENS, check_name, checked_outputs
-from .quality.taps import AttentionTap, Pass, Recorder, add_taps, remove_taps
 
 __all__ = ["last_quality", "register_attention", "replace_last_attention", "with_quality"]
 

@@ -26,8 +26,8 @@ from vit_zoo import (
 
 import fiqa_fast
 from fiqa_fast import with_quality
+from fiqa_fast.adapters import custom
 from fiqa_fast.dropin import OUTPUTS
-from fiqa_fast.models.adapters import custom
 
 
 @pytest.mark.parametrize("tokens", ["patch", "all"])

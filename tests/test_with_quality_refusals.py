@@ -11,7 +11,7 @@ from torch import nn
 
 import fiqa_fast
 from fiqa_fast import UnsupportedModelError, register_attention, with_quality
-from fiqa_fast.models.adapters import custom
+from fiqa_fast.adapters import custom
 
 SIZE, PATCH, DIM, HEADS = 32, 8, 32, 4
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ...errors import UnsupportedModelError
+from ..errors import UnsupportedModelError
 from .custom import HINT, registered
 from .projections import is_attention
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..models.adapters.projections import AttentionForm, Projections
+from .projections import AttentionForm, Projections
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import UnsupportedModelError
-from ..models.adapters.remade import Remade, remake, unmake
-from ..models.adapters.site import AttentionSite
 from ..models.gauge import GaugeRow
+from .remade import Remade, remake, unmake
+from .site import AttentionSite
 
 _PREFIX_HINT = "tell the prefix by fiqa_fast.register_attention(..., prefix_tokens=...)"
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import UnsupportedModelError
-from ...hardware import float32_arithmetic
-from ...quality.last_attention import LogitMeans, from_input, from_query_key
+from ..errors import UnsupportedModelError
+from ..hardware import float32_arithmetic
 from .custom import HINT, Registered, registered
+from .logit_means import LogitMeans, from_input, from_query_key
 from .probe import observed_logits, randomised_copy
 from .projections import AttentionForm, read_form
 from .stack import Stack, find_stack

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import UnsupportedModelError
+from ..errors import UnsupportedModelError
 from .custom import HINT
 
 _SEPARATE = (("q_proj", "k_proj"), ("query", "key"), ("q", "k"))
