@@ -17,7 +17,9 @@ from torch import Tensor
 from fiqa_fast._load import cuda_status
 
 __all__ = [
+    "AddLayerNorm",
     "AttentionLogitsMean",
+    "add_layer_norm",
     "attention_logits_mean",
     "batch_invariant_linear",
     "layer_norm_dot",
@@ -34,6 +36,15 @@ class AttentionLogitsMean(NamedTuple):
     key_map: Tensor  # [B, Nk]
     query_map: Tensor  # [B, Nq]
     q_mean: Tensor  # [B, H, d]
+
+
+class AddLayerNorm(NamedTuple):
+    """A residual sum, its LayerNorm, and what was asked for beside them."""
+
+    sum: Tensor  # [B, N, D], float32
+    normed: Tensor  # [B, N, D]
+    mean: Tensor | None  # [B, D], float32
+    dot: Tensor | None  # [B], float32
 
 
 def mean_layer_norm(
@@ -98,6 +109,56 @@ def layer_norm_dot(
     """
     out: Tensor = torch.ops.fiqa_fast.layer_norm_dot(x, weight, bias, eps, w)
     return out
+
+
+def add_layer_norm(
+    x: Tensor,  # [B, N, D]
+    residual: Tensor,  # [B, N, D]
+    weight: Tensor | None,  # [D]
+    bias: Tensor | None,  # [D]
+    eps: float,
+    dtype: torch.dtype = torch.float32,
+    mean_from: int | None = None,
+    w: Tensor | None = None,  # [M, D]
+) -> AddLayerNorm:
+    """x + residual and its LayerNorm, with the quality that a block's norm gives on its way.
+
+    A block ends with a sum and the next begins with its norm: one reading of each input does both,
+    and rounds to the dtype that the next product wants. On that way the tokens give what
+    ATTN-FIQA's score (arXiv 2604.22841) and ViT-FIQA's heads (arXiv 2508.13957) read of them::
+
+        sum    = x + residual
+        y_n    = (sum_n - mean(sum_n)) / sqrt(var(sum_n) + eps)
+        normed = y * weight + bias
+        mean   = mean_layer_norm(sum[:, mean_from:], weight, bias, eps)
+        dot    = layer_norm_dot(sum[:, :M], None, None, eps, w)
+
+    bit for bit as those operators compute them.
+
+    Args:
+        x: residual stream [B, N, D], float32, any strides.
+        residual: [B, N, D], float32, bfloat16 or float16, any strides.
+        weight: [D], any of these dtypes, or None for ones.
+        bias: [D], any of these dtypes, or None for zeros.
+        eps: added to the (biased) variance; finite, not negative.
+        dtype: of ``normed``: float32, bfloat16 or float16.
+        mean_from: the first token of ``mean``, or None for no mean.
+        w: [M, D], float32, M <= N, any strides; or None for no dot product.
+
+    Returns:
+        sum [B, N, D] float32, normed [B, N, D], mean [B, D] float32 or None, dot [B] float32 or
+        None.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or number is not as above, N or D is 0, or gradients
+            are asked for.
+    """
+    sum, normed, mean, dot = torch.ops.fiqa_fast.add_layer_norm(
+        x, residual, weight, bias, eps, dtype, -1 if mean_from is None else mean_from, w
+    )
+    return AddLayerNorm(
+        sum, normed, None if mean_from is None else mean, None if w is None else dot
+    )
 
 
 def batch_invariant_linear(
@@ -236,6 +297,60 @@ def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, w: Tens
     return x.new_empty((x.shape[0],), dtype=torch.float32)
 
 
+@torch.library.register_fake("fiqa_fast::add_layer_norm")
+def _(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    mean_from: int,
+    w: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    op = "add_layer_norm"
+    _check_layer_norm(op, x, weight, bias, eps)
+    torch._check(x.dtype == torch.float32, lambda: f"{op}: x should be float32, got {x.dtype}")
+
+    def text() -> str:
+        return f"{op}: residual should have the shape of x, {_shape(x)}, got {_shape(residual)}"
+
+    torch._check(residual.dim() == 3, text)
+    for axis in range(3):
+        torch._check(residual.shape[axis] == x.shape[axis], text)
+    _check_device(op, "residual", residual, "x", x)
+    _check_dtype(op, "residual", residual)
+    B, N, D = x.shape
+    torch._check(
+        -1 <= mean_from < N,
+        lambda: f"{op}: mean_from should be -1 or a token of x, below {N}, got {mean_from}",
+    )
+    if w is not None:
+
+        def w_text() -> str:
+            return (
+                f"{op}: w should have at most the tokens and all channels of x, [1 to {N}, {D}],"
+                f" got {_shape(w)}"
+            )
+
+        torch._check(w.dim() == 2, w_text)
+        torch._check(w.shape[0] > 0, w_text)
+        torch._check(w.shape[0] <= N, w_text)
+        torch._check(w.shape[1] == D, w_text)
+        _check_device(op, "w", w, "x", x)
+        torch._check(w.dtype == torch.float32, lambda: f"{op}: w should be float32, got {w.dtype}")
+    torch._check(
+        dtype in _DTYPES,
+        lambda: f"{op}: dtype should be float32, bfloat16 or float16, got {dtype}",
+    )
+    return (
+        x.new_empty((B, N, D)),
+        x.new_empty((B, N, D), dtype=dtype),
+        x.new_empty((B, D) if mean_from >= 0 else (0,)),
+        x.new_empty((B,) if w is not None else (0,)),
+    )
+
+
 @torch.library.register_fake("fiqa_fast::batch_invariant_linear")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     op = "batch_invariant_linear"
@@ -322,6 +437,7 @@ def _register_missing_cuda(op: str, reason: str) -> None:
 for _op in (
     "mean_layer_norm",
     "layer_norm_dot",
+    "add_layer_norm",
     "batch_invariant_linear",
     "attention_logits_mean",
 ):

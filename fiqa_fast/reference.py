@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fiqa_fast.ops import AttentionLogitsMean
+from fiqa_fast.ops import AddLayerNorm, AttentionLogitsMean
 
 if TYPE_CHECKING:
     from fiqa_fast.models import FaceViT
@@ -60,6 +60,29 @@ def layer_norm_dot(
     constant.
     """
     return (_layer_norm(x, weight, bias, eps, dtype) * w.to(dtype)).sum(dim=(1, 2))
+
+
+def add_layer_norm(
+    x: Tensor,  # [B, N, D]
+    residual: Tensor,  # [B, N, D]
+    weight: Tensor | None,  # [D]
+    bias: Tensor | None,  # [D]
+    eps: float,
+    dtype: torch.dtype = torch.float64,
+    mean_from: int | None = None,
+    w: Tensor | None = None,  # [M, D]
+) -> AddLayerNorm:
+    """x + residual, its LayerNorm, the mean of that from a token on, and a dot product with w of
+    the first tokens' LayerNorm without weight and bias."""
+    sum = x.to(dtype) + residual.to(dtype)
+    return AddLayerNorm(
+        sum=sum,
+        normed=_layer_norm(sum, weight, bias, eps, dtype),
+        mean=None
+        if mean_from is None
+        else mean_layer_norm(sum[:, mean_from:], weight, bias, eps, dtype),
+        dot=None if w is None else layer_norm_dot(sum[:, : len(w)], None, None, eps, w, dtype),
+    )
 
 
 def batch_invariant_linear(

@@ -13,7 +13,7 @@ import torch
 from float64_vit import Shape, random_state
 
 from fiqa_fast import FaceViT, Scorer, ViTConfig
-from fiqa_fast.models.vit import Block
+from fiqa_fast.models.vit import Mlp
 
 DEPTH = 4
 HEADS = (None, "token", "crfiqa", "full")
@@ -21,14 +21,14 @@ ATTENTION = ("score", "patch_map", "query_map", "head_scores")
 
 
 def make_model(head: str | None) -> FaceViT:
-    """Block n's first norm has a bias that begins with n."""
+    """Block n's MLP, which is copied with it, knows its number."""
     shape = Shape(28, 32, 2, DEPTH, 64, head=head, qkv_bias=True)
     config = ViTConfig(28, 32, DEPTH, 2, 2, shape.classes, qkv_bias=True, quality_head=head)
     model = FaceViT(config).requires_grad_(False)
     state = random_state(shape, np.random.default_rng(0))
     model.load_state_dict({name: torch.from_numpy(np.asarray(v)) for name, v in state.items()})
     for number, block in enumerate(model.blocks, 1):
-        block.norm1.bias[0] = number
+        block.mlp.number = number  # type: ignore[assignment]
     return model
 
 
@@ -107,13 +107,13 @@ def test_the_embedding_needs_them_all(model: FaceViT, images: torch.Tensor) -> N
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the blocks that ran, in order."""
     numbers: list[int] = []
-    forward = Block.forward
+    forward = Mlp.forward
 
-    def watched(self: Block, x: torch.Tensor) -> torch.Tensor:
-        numbers.append(int(self.norm1.bias[0]))
-        return forward(self, x)
+    def watched(self: Mlp, y: torch.Tensor) -> torch.Tensor:
+        numbers.append(int(self.number))  # type: ignore[arg-type]
+        return forward(self, y)
 
-    monkeypatch.setattr(Block, "forward", watched)
+    monkeypatch.setattr(Mlp, "forward", watched)
     return numbers
 
 

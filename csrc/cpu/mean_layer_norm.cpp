@@ -8,7 +8,6 @@
 #include "ops/outputs.h"
 
 namespace fiqa_fast {
-namespace {
 
 Tensor mean_layer_norm_cpu(const Tensor& x,                      // [B, N, D]
                            const std::optional<Tensor>& weight,  // [D]
@@ -29,7 +28,6 @@ Tensor mean_layer_norm_cpu(const Tensor& x,                      // [B, N, D]
   return out;
 }
 
-}  // namespace
 }  // namespace fiqa_fast
 
 STABLE_TORCH_LIBRARY_IMPL(fiqa_fast, CPU, m) {

@@ -21,4 +21,10 @@ inline LayerNormInput check_layer_norm_dot(const Tensor& x,                     
   return in;
 }
 
+// The implementations, for operators that give this result beside their own.
+Tensor layer_norm_dot_cpu(const Tensor& x, const std::optional<Tensor>& weight,
+                          const std::optional<Tensor>& bias, double eps, const Tensor& w);
+Tensor layer_norm_dot_cuda(const Tensor& x, const std::optional<Tensor>& weight,
+                           const std::optional<Tensor>& bias, double eps, const Tensor& w);
+
 }  // namespace fiqa_fast

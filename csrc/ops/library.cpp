@@ -6,6 +6,10 @@
 STABLE_TORCH_LIBRARY(fiqa_fast, m) {
   m.def("mean_layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor");
   m.def("layer_norm_dot(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor w) -> Tensor");
+  m.def(
+      "add_layer_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps, "
+      "ScalarType dtype, int mean_from, Tensor? w) -> "
+      "(Tensor sum, Tensor normed, Tensor mean, Tensor dot)");
   m.def("batch_invariant_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def(
       "attention_logits_mean(Tensor q, Tensor k, float scale) -> "

@@ -12,4 +12,10 @@ inline LayerNormInput check_mean_layer_norm(const Tensor& x,                    
   return check_layer_norm("mean_layer_norm", x, weight, bias, eps);
 }
 
+// The implementations, for operators that give this result beside their own.
+Tensor mean_layer_norm_cpu(const Tensor& x, const std::optional<Tensor>& weight,
+                           const std::optional<Tensor>& bias, double eps);
+Tensor mean_layer_norm_cuda(const Tensor& x, const std::optional<Tensor>& weight,
+                            const std::optional<Tensor>& bias, double eps);
+
 }  // namespace fiqa_fast

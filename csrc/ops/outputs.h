@@ -8,11 +8,18 @@
 
 namespace fiqa_fast {
 
-// An uninitialised contiguous float32 tensor: every output and all scratch memory.
+// An uninitialised contiguous tensor.
+inline torch::stable::Tensor empty_of(torch::headeronly::ScalarType dtype,
+                                      std::initializer_list<int64_t> shape,
+                                      const torch::stable::Tensor& like) {
+  return torch::stable::empty({shape.begin(), shape.size()}, dtype,
+                              torch::headeronly::Layout::Strided, like.device());
+}
+
+// What nearly every output and all scratch memory is.
 inline torch::stable::Tensor empty_float32(std::initializer_list<int64_t> shape,
                                            const torch::stable::Tensor& like) {
-  return torch::stable::empty({shape.begin(), shape.size()}, torch::headeronly::ScalarType::Float,
-                              torch::headeronly::Layout::Strided, like.device());
+  return empty_of(torch::headeronly::ScalarType::Float, shape, like);
 }
 
 inline float* float32_data(const torch::stable::Tensor& t) {

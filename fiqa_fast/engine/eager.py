@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..hardware import FLOAT32_PRECISIONS, float32_arithmetic
 from ..models.casting import cast_linear, drop_key_biases
 from ..models.packed import can_pack, pack_blocks
@@ -78,7 +79,7 @@ class EagerEngine:
         dtype: torch.dtype,
         float32_precision: str = "highest",
     ) -> None:
-        self.method, self.device = method, device
+        self.method, self.device, self.dtype = method, device, dtype
         self.head = EmbeddingHead(vit, device, dtype) if embedding else None
         self.last_stage = vit.config.depth if embedding else max(method.stages)
         self.vit = _prepared(vit, self.last_stage, device, dtype)
@@ -135,19 +136,47 @@ class EagerEngine:
         if images.dtype == torch.uint8:
             images = images.float().div_(255).sub_(0.5).div_(0.5)
         x = self.vit.embed(images)
-        streams: dict[int, Tensor] = {}
-        for stage in range(self.last_stage + 1):
-            if stage > 0:
-                x = self.vit.blocks[stage - 1](x)
-            if stage in self.method.stages:
-                streams[stage] = x
-        # One after the other: after a block, whose weights fill the caches, the little that an exit
-        # has to do takes two to six times as long.
         seen: dict[int, Values] = {}
-        for stage, stream in streams.items():
-            values = self.method.observe(stage, stream)
-            seen[stage] = {name: value[:count] for name, value in values.items()}
+        tapped: Values = {}
+        y = x
+        for stage in range(self.last_stage + 1):
+            if stage == 1:
+                y = self.vit.blocks[0].norm1(x).to(self.dtype)
+            if stage > 0:
+                x, y, tapped = self._block(stage, x, y)
+            if stage in self.method.stages:
+                values = self.method.observe(stage, x, tapped)
+                seen[stage] = {name: value[:count] for name, value in values.items()}
         return Observed(seen, None if self.head is None else self.head.rows(x)[:count])
+
+    def _block(self, number: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Values]:
+        """The stream and its norm before a block to those before the next, with what that norm
+        gave on its way; behind the last block that runs there is no norm."""
+        block = self.vit.blocks[number - 1]
+        x, y, _, _ = self._add_norm(x, block.attn(y), block.norm2)
+        residual = block.mlp(y)
+        if number == self.last_stage:
+            return x + residual, y, {}
+        norm = self.vit.blocks[number].norm1
+        tap = self.method.tap(number) if number in self.method.stages else None
+        if tap is None:
+            x, y, _, _ = self._add_norm(x, residual, norm)
+            return x, y, {}
+        x, y, mean, dot = self._add_norm(x, residual, norm, tap.mean_from, tap.w)
+        given = {"mean": mean, "dot": dot}
+        return x, y, {name: value for name, value in given.items() if value is not None}
+
+    def _add_norm(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        norm: nn.LayerNorm,
+        mean_from: int | None = None,
+        w: Tensor | None = None,
+    ) -> ops.AddLayerNorm:
+        return ops.add_layer_norm(
+            x, residual, norm.weight, norm.bias, norm.eps, self.dtype, mean_from, w
+        )
 
     @torch.inference_mode()
     def _finish(self, parts: list[Observed]) -> Values:

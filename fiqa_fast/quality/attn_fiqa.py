@@ -22,7 +22,7 @@ from .. import ops
 from ..models.gauge import Gauge
 from ..models.vit import Block, FaceViT
 from .fusion import exit_weights
-from .method import Values, image_by_image
+from .method import Tap, Values, image_by_image
 from .reductions import REDUCTIONS, Heads, reduce_logits, select_heads
 
 OUTPUTS = ("score", "patch_map", "query_map", "head_scores", "exit_scores")
@@ -122,11 +122,14 @@ class AttnFiqa:
         }
         self.stages = frozenset(number - 1 for number in blocks)
 
-    def observe(self, stage: int, x: Tensor) -> Values:
+    def tap(self, stage: int) -> Tap | None:
+        return Tap(mean_from=self.first_token)
+
+    def observe(self, stage: int, x: Tensor, tapped: Values) -> Values:
         number = stage + 1
         block = self.blocks[number]
         x = x[:, self.first_token :]
-        seen = {"mean": block.mean(x)}
+        seen = {"mean": tapped["mean"] if tapped else block.mean(x)}
         if self.reduction != "mean":
             seen["reduced"] = image_by_image(lambda part: self._reduced(block, part), x)
         if number in self.fusion_weights and self.maps:

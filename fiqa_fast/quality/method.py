@@ -11,12 +11,19 @@ once for all of them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 Values = dict[str, Tensor]  # per-image values by name, images first
+
+
+class Tap(NamedTuple):
+    """What the norm that follows a stage shall give on its way: see ``ops.add_layer_norm``."""
+
+    mean_from: int | None = None
+    w: Tensor | None = None
 
 
 class QualityMethod(Protocol):
@@ -28,8 +35,13 @@ class QualityMethod(Protocol):
 
     stages: frozenset[int]
 
-    def observe(self, stage: int, x: Tensor) -> Values:
-        """Values of x [B, N, D], float32, the stream after ``stage`` blocks."""
+    def tap(self, stage: int) -> Tap | None:
+        """What :meth:`observe` can use of block ``stage`` + 1's first norm, if that block runs."""
+        ...
+
+    def observe(self, stage: int, x: Tensor, tapped: Values) -> Values:
+        """Values of x [B, N, D], float32, the stream after ``stage`` blocks. ``tapped`` has the
+        tap's ``mean`` and ``dot``, or is empty; results are the same, bit for bit."""
         ...
 
     def finish(self, observed: dict[int, Values]) -> Values:

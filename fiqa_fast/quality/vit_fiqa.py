@@ -22,7 +22,7 @@ from ..models.packed import PackedLinear, can_pack
 from ..models.rows import RowLinear, batch_norm_as_affine
 from ..models.vit import Block, FaceViT, Linear
 from .fusion import exit_weights
-from .method import Values, image_by_image
+from .method import Tap, Values, image_by_image
 
 OUTPUTS = ("score", "exit_scores")
 
@@ -147,6 +147,7 @@ class VitFiqa:
         self.outputs, self.depth = outputs, config.depth
         self.fusion_weights = exit_weights(config.depth if exit is None else exit, fusion)
         self.head = FoldedHead(vit, device)
+        self.block_eps = [block.norm1.eps for block in vit.blocks]
         exits = set(self.fusion_weights)
         if "exit_scores" in outputs:
             exits = set(range(1, config.depth + 1))
@@ -159,10 +160,15 @@ class VitFiqa:
             exits = (exits - {self.last}) | {self.last - 1}
         self.stages = frozenset(exits)
 
-    def observe(self, stage: int, x: Tensor) -> Values:
+    def tap(self, stage: int) -> Tap | None:
+        # The norms differ in weight and bias, which are folded into w, but must agree in eps.
+        same = stage < self.depth and self.block_eps[stage] == self.head.eps
+        return Tap(w=self.head.weight) if same and stage in self.exits else None
+
+    def observe(self, stage: int, x: Tensor, tapped: Values) -> Values:
         seen: Values = {}
         if stage in self.exits:
-            seen["dot"] = self.head.dot(x)
+            seen["dot"] = tapped["dot"] if tapped else self.head.dot(x)
         if self.token_block is not None and stage == self.last - 1:
             seen["token"] = x[:, 0].clone()  # not a view, which would keep all tokens
             seen["attended"] = self.token_block.attend(x)

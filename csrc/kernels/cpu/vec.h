@@ -137,6 +137,59 @@ FIQA_FAST_INLINE void store(float* to, Vec value) {
     *reinterpret_cast<FloatsAnywhere*>(to + p * kWidth) = value.part[p];
 }
 
+FIQA_FAST_INLINE Halves narrow_bfloat16(Floats value) {
+  // To nearest, ties to even; NaN stays NaN.
+  const Words bits = (Words)value;
+  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Words quiet = (bits >> 16) | 0x40u;
+  const Words is_nan = (Words)(value != value);
+  return __builtin_convertvector((rounded & ~is_nan) | (quiet & is_nan), Halves);
+}
+
+FIQA_FAST_INLINE Halves narrow_float16(Floats value) {
+#if defined(__AVX512F__)
+  return (Halves)_mm512_maskz_cvtps_ph(0xffff, value, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__AVX2__)
+  return (Halves)_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+  return (Halves)vcvt_f16_f32((float32x4_t)value);
+#else
+  // To nearest, ties to even. Normal results: drop 13 bits of mantissa and correct the exponent's
+  // bias. Subnormal ones: adding 2^-1 puts the unit of float16's last place, 2^-24, where float32's
+  // is, so that the addition rounds. 65520 and above round to infinity.
+  const Words bits = (Words)value;
+  const Words sign = (bits >> 16) & 0x8000u;
+  const Words magnitude = bits & 0x7fffffffu;
+  const Words normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+  const Words subnormal = (Words)((Floats)magnitude + 0.5f) - (126u << 23);
+  const Words small = (Words)(magnitude < (113u << 23));
+  const Words large = (Words)(magnitude >= 0x477ff000u);
+  const Words is_nan = (Words)(value != value);
+  Words out = (subnormal & small) | (normal & ~small);
+  out = (out & ~large) | (large & 0x7c00u);
+  out = (out & ~is_nan) | (is_nan & (0x7e00u | ((bits >> 13) & 0x3ffu)));
+  return __builtin_convertvector(out | sign, Halves);
+#endif
+}
+
+FIQA_FAST_INLINE void store(BFloat16* to, Vec value) {
+  for (int p = 0; p < kParts; ++p)
+    *reinterpret_cast<HalvesAnywhere*>(to + p * kWidth) = narrow_bfloat16(value.part[p]);
+}
+
+FIQA_FAST_INLINE void store(Float16* to, Vec value) {
+  for (int p = 0; p < kParts; ++p)
+    *reinterpret_cast<HalvesAnywhere*>(to + p * kWidth) = narrow_float16(value.part[p]);
+}
+
+// The first `count` lanes.
+template <class T>
+FIQA_FAST_INLINE void store_some(T* to, Vec value, int64_t count) {
+  T lanes[kLanes];
+  store(lanes, value);
+  for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
 // The first `count` lanes, from elements `stride` apart; the other lanes are zero.
 template <class T>
 FIQA_FAST_INLINE Vec load_some(const T* from, int64_t stride, int64_t count) {
