@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What exits cost: ratios of the three methods' times on a random vit_s, in one interleaved run.
 
-python benchmarks/exits.py [--images 32] [--repeat 7] [-o results.json]
+python benchmarks/exits.py [--images 32] [--turns 7] [--dtypes float32 bfloat16] [-o results.json]
 """
 
 from __future__ import annotations
@@ -41,51 +41,58 @@ def skipped_share() -> float:
     return (block - token_block + head) / (embed + CONFIG.depth * block + head)
 
 
-def measure(images: torch.Tensor, dtype: str, repeat: int) -> dict[str, float]:
+def seconds(scorer: Scorer, images: torch.Tensor) -> float:
+    start = time.perf_counter()
+    scorer(images)
+    return time.perf_counter() - start
+
+
+def ratio(above: Scorer, below: Scorer, images: torch.Tensor, turns: int) -> float:
+    """Of their times: the median over turns of above, below, below, above, one after the other, so
+    that what disturbs the machine for longer than that disturbs both alike."""
+    for scorer in (above, below):
+        scorer(images)  # warms up
+    ratios = []
+    for _ in range(turns):
+        first, second, third, fourth = (
+            seconds(scorer, images) for scorer in (above, below, below, above)
+        )
+        ratios.append((first + fourth) / (second + third))
+    return statistics.median(ratios)
+
+
+def measure(images: torch.Tensor, dtype: str, turns: int) -> dict[str, float]:
     models = {name: random_model(head) for name, head in {"ATTN": None, **VARIANTS}.items()}
 
     def scorer(name: str, **options: object) -> Scorer:
         method = "attn-fiqa" if name == "ATTN" else "ex-fiqa"
         return Scorer(models[name], method, dtype=dtype, **options)  # type: ignore[arg-type]
 
-    runs: dict[str, Scorer] = {}
+    results = {}
     for name in models:
-        runs[f"{name} exit 6"] = scorer(name, exit=6)
-        runs[f"{name} exit 12"] = scorer(name, exit=12)
-        runs[f"{name} all exits"] = scorer(name, outputs=("exit_scores",))
-    runs["T embedding"] = scorer("T", outputs=("score", "embedding"))
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeat + 1):
-        for name in list(runs)[:: 1 if turn % 2 else -1]:
-            start = time.perf_counter()
-            runs[name](images)
-            if turn > 0:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
-
-    def ratio(above: str, below: str) -> float:
-        """The median over turns: what disturbs a turn disturbs both."""
-        pairs = zip(seconds[above], seconds[below], strict=True)
-        return statistics.median(a / b for a, b in pairs)
-
-    ratios = {}
-    for name in models:
-        ratios[f"{name}: exit 6 / exit 12"] = ratio(f"{name} exit 6", f"{name} exit 12")
-        ratios[f"{name}: all exits / exit 12"] = ratio(f"{name} all exits", f"{name} exit 12")
-    saved = 1 - ratio("T exit 12", "T embedding")
-    ratios["T: share saved by score only"] = saved
-    ratios["T: saved / predicted"] = saved / skipped_share()
-    ratios["T: images/s"] = len(images) / statistics.median(seconds["T exit 12"])
-    return ratios
+        last = scorer(name, exit=12)
+        every = scorer(name, outputs=("exit_scores",))
+        results[f"{name}: exit 6 / exit 12"] = ratio(scorer(name, exit=6), last, images, turns)
+        results[f"{name}: all exits / exit 12"] = ratio(every, last, images, turns)
+    alone, both = scorer("T"), scorer("T", outputs=("score", "embedding"))
+    saved = 1 - ratio(alone, both, images, turns)
+    results["T: share saved by score only"] = saved
+    results["T: saved / predicted"] = saved / skipped_share()
+    results["T: images/s"] = len(images) / statistics.median(
+        seconds(alone, images) for _ in range(turns)
+    )
+    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     images = torch.randint(0, 256, (arguments.images, 3, 112, 112), dtype=torch.uint8)
-    results = {d: measure(images, d, arguments.repeat) for d in ("float32", "bfloat16")}
+    results = {d: measure(images, d, arguments.turns) for d in arguments.dtypes}
     for dtype, ratios in results.items():
         for name, value in ratios.items():
             print(f"{dtype:9} {name:32} {value:.3f}")

@@ -19,7 +19,7 @@ from fiqa_fast.engine.eager import CPU_GROUP_TOKENS, SLICE, TILE_ROWS, cpu_group
 from fiqa_fast.engine.published import published_scores
 from fiqa_fast.hardware import float32_arithmetic, resolve_dtype
 from fiqa_fast.models.casting import round_keeping_row_sums
-from fiqa_fast.models.packed import PackedLinear, can_pack, pack_blocks
+from fiqa_fast.models.packed import PackedLinear, PackedPatchEmbed, can_pack, pack
 from fiqa_fast.models.vit import Linear
 from fiqa_fast.workers import run_all
 
@@ -190,6 +190,19 @@ def test_rounding_keeps_row_sums(dtype: torch.dtype, shape: tuple[int, int]) -> 
     assert squared <= 1.3 * (nearest.double() - weight).square().mean() or shape[1] < 64
 
 
+@pytest.mark.parametrize("size", [16, 17, 31])
+def test_packed_patch_embedding_computes_the_same(size: int) -> None:
+    if not can_pack(torch.float32):
+        pytest.skip("no packed float32 on this processor")
+    model = FaceViT(ViTConfig(5, 32, 1, 2, 2, img_size=size)).requires_grad_(False)
+    images = torch.randn(3, 3, size, size)
+    packed = PackedPatchEmbed(model.patch_embed, 3, model.config.num_patches)
+    with torch.inference_mode():
+        got = packed(images)
+        torch.testing.assert_close(got, model.patch_embed(images))
+    assert got.is_contiguous()
+
+
 def test_published_computation_is_the_same_score() -> None:
     model = load_model("starter")
     images = torch.randint(0, 256, (4, 3, 112, 112), dtype=torch.uint8)
@@ -277,8 +290,8 @@ def test_packed_blocks_compute_the_same(dtype: torch.dtype) -> None:
         if isinstance(module, Linear):
             module.to(dtype)
     packed = copy.deepcopy(plain)
-    pack_blocks(packed, 2 * 64)
-    assert sum(isinstance(m, PackedLinear) for m in packed.modules()) == 4 * 8
+    pack(packed, 2)
+    assert sum(isinstance(m, PackedLinear) for m in packed.blocks.modules()) == 4 * 8  # type: ignore[attr-defined]
     x = torch.randn(2, 64, 256)
     with torch.inference_mode():
         for before, after in zip(plain.blocks, packed.blocks, strict=True):

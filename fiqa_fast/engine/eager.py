@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..hardware import FLOAT32_PRECISIONS, float32_arithmetic
 from ..models.casting import cast_linear, drop_key_biases
-from ..models.packed import can_pack, pack_blocks
+from ..models.packed import can_pack, pack
 from ..models.rows import EmbeddingHead
 from ..models.vit import FaceViT
 from ..quality.method import QualityMethod, Values
@@ -87,7 +87,7 @@ class EagerEngine:
         on_cpu = device.type == "cpu"
         self.group = cpu_group(tokens) if on_cpu else CUDA_GROUP
         if on_cpu and can_pack(dtype):
-            pack_blocks(self.vit, self.group * tokens)
+            pack(self.vit, self.group)
         self.float32_mode = FLOAT32_PRECISIONS[float32_precision]
 
     def run(self, images: Tensor) -> Values:
@@ -146,8 +146,12 @@ class EagerEngine:
                 x, y, tapped = self._block(stage, x, y)
             if stage in self.method.stages:
                 values = self.method.observe(stage, x, tapped)
-                seen[stage] = {name: value[:count] for name, value in values.items()}
-        return Observed(seen, None if self.head is None else self.head.rows(x)[:count])
+                seen[stage] = values
+        rows = None if self.head is None else self.head.rows(x)
+        if count < self.group:
+            seen = {stage: _first(count, values) for stage, values in seen.items()}
+            rows = None if rows is None else rows[:count]
+        return Observed(seen, rows)
 
     def _block(self, number: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Values]:
         """The stream and its norm before a block to those before the next, with what that norm
@@ -188,6 +192,10 @@ class EagerEngine:
             rows = [part.embedding_rows for part in parts if part.embedding_rows is not None]
             results["embedding"] = self.head(torch.cat(rows))
         return results
+
+
+def _first(count: int, values: Values) -> Values:
+    return {name: value[:count] for name, value in values.items()}
 
 
 def _joined(parts: list[Values]) -> Values:
