@@ -18,13 +18,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import ops
 from ..hardware import FLOAT32_PRECISIONS, float32_arithmetic
 from ..models.casting import cast_linear, drop_key_biases
 from ..models.packed import can_pack, pack
 from ..models.rows import EmbeddingHead
 from ..models.vit import FaceViT
-from ..quality.method import QualityMethod, Values
+from ..quality.method import Norm, QualityMethod, Tap, Values
 from ..workers import run_all, run_alone
 
 T = TypeVar("T")
@@ -53,6 +52,27 @@ def cpu_group(num_tokens: int) -> int:
     if num_tokens % TILE_ROWS or num_tokens >= CPU_ALONE_TOKENS:
         return 1
     return CPU_GROUP_TOKENS // num_tokens
+
+
+class AddNorm:
+    """A residual sum and the norm behind it, with what the norm gives on its way.
+
+    Its arguments are laid out: where the blocks' weights fill the caches, looking for them would
+    take longer than the norm.
+    """
+
+    def __init__(self, norm: Norm, dtype: torch.dtype, tap: Tap | None) -> None:
+        mean_from = None if tap is None else tap.mean_from
+        w = None if tap is None else tap.w
+        self.enough = tap is not None and tap.enough
+        self.has_mean, self.has_dot = mean_from is not None, w is not None
+        self.arguments = (*norm, dtype, -1 if mean_from is None else mean_from, w)
+
+    def __call__(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Values]:
+        x, y, mean, dot = torch.ops.fiqa_fast.add_layer_norm(x, residual, *self.arguments)
+        if self.has_mean:
+            return x, y, {"mean": mean}
+        return x, y, {"dot": dot} if self.has_dot else {}
 
 
 @dataclasses.dataclass
@@ -86,6 +106,19 @@ class EagerEngine:
         tokens = vit.config.num_tokens
         on_cpu = device.type == "cpu"
         self.group = cpu_group(tokens) if on_cpu else CUDA_GROUP
+        blocks = self.vit.blocks[: self.last_stage]
+        taps = [method.tap(n) if n in method.stages else None for n in range(len(blocks) + 1)]
+        # Of every stage: the norm before the block that reads it. Where none does, the tap's, or
+        # any: what matters there is the sum.
+        outer = [_norm(block.norm1) for block in blocks]
+        outer.append((None, None, 1.0) if taps[-1] is None else taps[-1].norm)
+        self.outer_norms = [
+            AddNorm(norm, dtype, tap) for norm, tap in zip(outer, taps, strict=True)
+        ]
+        self.inner_norms = [AddNorm(_norm(block.norm2), dtype, None) for block in blocks]
+        self.minus_one = torch.tensor(-1.0, device=device)
+        positions = self.vit.pos_embed.detach()
+        self.positions = positions.expand(self.group, -1, -1)
         if on_cpu and can_pack(dtype):
             pack(self.vit, self.group)
         self.float32_mode = FLOAT32_PRECISIONS[float32_precision]
@@ -134,53 +167,30 @@ class EagerEngine:
         if count < self.group:
             images = torch.cat([images, images.new_zeros(self.group - count, *images.shape[1:])])
         if images.dtype == torch.uint8:
-            images = images.float().div_(255).sub_(0.5).div_(0.5)
-        x = self.vit.embed(images)
-        seen: dict[int, Values] = {}
-        tapped: Values = {}
-        y = x
-        for stage in range(self.last_stage + 1):
-            if stage == 1:
-                y = self.vit.blocks[0].norm1(x).to(self.dtype)
-            if stage > 0:
-                x, y, tapped = self._block(stage, x, y)
-            if stage in self.method.stages:
-                values = self.method.observe(stage, x, tapped)
-                seen[stage] = values
+            # (v / 255 - 0.5) / 0.5 to the bit, because doubling is exact.
+            images = torch.add(self.minus_one, images / 255, alpha=2)
+        x, seen = self._stream(images)
         rows = None if self.head is None else self.head.rows(x)
         if count < self.group:
             seen = {stage: _first(count, values) for stage, values in seen.items()}
             rows = None if rows is None else rows[:count]
         return Observed(seen, rows)
 
-    def _block(self, number: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Values]:
-        """The stream and its norm before a block to those before the next, with what that norm
-        gave on its way; behind the last block that runs there is no norm."""
-        block = self.vit.blocks[number - 1]
-        x, y, _, _ = self._add_norm(x, block.attn(y), block.norm2)
-        residual = block.mlp(y)
-        if number == self.last_stage:
-            return x + residual, y, {}
-        norm = self.vit.blocks[number].norm1
-        tap = self.method.tap(number) if number in self.method.stages else None
-        if tap is None:
-            x, y, _, _ = self._add_norm(x, residual, norm)
-            return x, y, {}
-        x, y, mean, dot = self._add_norm(x, residual, norm, tap.mean_from, tap.w)
-        given = {"mean": mean, "dot": dot}
-        return x, y, {name: value for name, value in given.items() if value is not None}
-
-    def _add_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        norm: nn.LayerNorm,
-        mean_from: int | None = None,
-        w: Tensor | None = None,
-    ) -> ops.AddLayerNorm:
-        return ops.add_layer_norm(
-            x, residual, norm.weight, norm.bias, norm.eps, self.dtype, mean_from, w
-        )
+    def _stream(self, images: Tensor) -> tuple[Tensor, dict[int, Values]]:
+        """The residual stream after the last block that runs, and what the method saw of it."""
+        seen: dict[int, Values] = {}
+        x, residual = self.vit.tokens(images), self.positions
+        for stage, norm in enumerate(self.outer_norms):
+            x, y, tapped = norm(x, residual)
+            if norm.enough:
+                seen[stage] = tapped
+            elif stage in self.method.stages:
+                seen[stage] = self.method.observe(stage, x, tapped)
+            if stage < self.last_stage:
+                block = self.vit.blocks[stage]
+                x, y, _ = self.inner_norms[stage](x, block.attn(y))
+                residual = block.mlp(y)
+        return x, seen
 
     @torch.inference_mode()
     def _finish(self, parts: list[Observed]) -> Values:
@@ -192,6 +202,10 @@ class EagerEngine:
             rows = [part.embedding_rows for part in parts if part.embedding_rows is not None]
             results["embedding"] = self.head(torch.cat(rows))
         return results
+
+
+def _norm(norm: nn.LayerNorm) -> Norm:
+    return norm.weight.detach(), norm.bias.detach(), norm.eps
 
 
 def _first(count: int, values: Values) -> Values:

@@ -124,12 +124,16 @@ class FaceViT(nn.Module):
             )
         self.eval()
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, S, S] to the input of block 1, [B, N, D]."""
+    def tokens(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, S, S] to tokens [B, N, D] that know no position."""
         tokens: Tensor = self.patch_embed(images)
         if self.config.num_prefix_tokens:
             tokens = torch.cat([self.qs_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        return tokens + self.pos_embed
+        return tokens
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, S, S] to the input of block 1, [B, N, D]."""
+        return self.tokens(images) + self.pos_embed
 
     def head(self, x: Tensor) -> Tensor:
         """Output of the last block [B, N, D] to embeddings [B, num_classes]."""

@@ -123,7 +123,11 @@ class AttnFiqa:
         self.stages = frozenset(number - 1 for number in blocks)
 
     def tap(self, stage: int) -> Tap | None:
-        return Tap(mean_from=self.first_token)
+        maps = self.maps and stage + 1 in self.fusion_weights
+        block = self.blocks[stage + 1]
+        norm = (block.norm_weight, block.norm_bias, block.eps)
+        enough = self.reduction == "mean" and not maps
+        return Tap(norm, mean_from=self.first_token, enough=enough)
 
     def observe(self, stage: int, x: Tensor, tapped: Values) -> Values:
         number = stage + 1

@@ -19,11 +19,22 @@ from torch import Tensor
 Values = dict[str, Tensor]  # per-image values by name, images first
 
 
-class Tap(NamedTuple):
-    """What the norm that follows a stage shall give on its way: see ``ops.add_layer_norm``."""
+Norm = tuple[Tensor | None, Tensor | None, float]  # a LayerNorm's weight [D], bias [D] and eps
 
+
+class Tap(NamedTuple):
+    """What a norm of a stage's stream shall give on its way: see ``ops.add_layer_norm``.
+
+    A mean or a dot product. ``norm`` is the next block's first norm, or another with that one's
+    eps where only a dot product is taken. With ``enough`` this is all that is to be seen of the
+    stage: the values are ``{"mean": ..}`` or ``{"dot": ..}``, and :meth:`QualityMethod.observe`
+    need not be called.
+    """
+
+    norm: Norm
     mean_from: int | None = None
     w: Tensor | None = None
+    enough: bool = False
 
 
 class QualityMethod(Protocol):
@@ -36,7 +47,7 @@ class QualityMethod(Protocol):
     stages: frozenset[int]
 
     def tap(self, stage: int) -> Tap | None:
-        """What :meth:`observe` can use of block ``stage`` + 1's first norm, if that block runs."""
+        """What :meth:`observe` can use of a norm of the stage's stream."""
         ...
 
     def observe(self, stage: int, x: Tensor, tapped: Values) -> Values:

@@ -39,6 +39,7 @@ class FoldedHead:
         weight = weight * norm.weight.detach().cpu().double()
         self.weight = weight.to(device, torch.float32)
         self.eps = norm.eps
+        self.norm = (norm.weight.detach().to(device), norm.bias.detach().to(device), norm.eps)
         self.tokens = slice(0, 1) if token else slice(None)
 
     def dot(self, x: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ class VitFiqa:
         self.outputs, self.depth = outputs, config.depth
         self.fusion_weights = exit_weights(config.depth if exit is None else exit, fusion)
         self.head = FoldedHead(vit, device)
-        self.block_eps = [block.norm1.eps for block in vit.blocks]
+        self.block_eps = {stage: block.norm1.eps for stage, block in enumerate(vit.blocks)}
         exits = set(self.fusion_weights)
         if "exit_scores" in outputs:
             exits = set(range(1, config.depth + 1))
@@ -161,9 +162,12 @@ class VitFiqa:
         self.stages = frozenset(exits)
 
     def tap(self, stage: int) -> Tap | None:
-        # The norms differ in weight and bias, which are folded into w, but must agree in eps.
-        same = stage < self.depth and self.block_eps[stage] == self.head.eps
-        return Tap(w=self.head.weight) if same and stage in self.exits else None
+        # The next block's norm differs in weight and bias, which are folded into w, but must agree
+        # in eps; behind the last block there is none to agree with.
+        if stage not in self.exits or self.block_eps.get(stage, self.head.eps) != self.head.eps:
+            return None
+        ahead = self.token_block is not None and stage == self.last - 1
+        return Tap(self.head.norm, w=self.head.weight, enough=not ahead)
 
     def observe(self, stage: int, x: Tensor, tapped: Values) -> Values:
         seen: Values = {}
