@@ -7,6 +7,7 @@
 // same every time.
 #include "kernels/cuda/attention_logits_mean.h"
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vec.cuh"
 #include "kernels/shapes.h"
 
@@ -143,17 +144,16 @@ bool is_aligned(const AttentionSide& side, int64_t head_dim) {
 
 template <class T, bool kVector>
 cudaError_t launch_as(const AttentionLogitsMeanArgs& a, cudaStream_t stream) {
-  pool_heads<T, kVector><<<blocks_for(a.images * a.heads), kTiles.pool_threads, 0, stream>>>(a);
-  const cudaError_t error = cudaGetLastError();
+  const cudaError_t error = launch(pool_heads<T, kVector>, blocks_for(a.images * a.heads),
+                                   kTiles.pool_threads, 0, stream, a);
   if (error != cudaSuccess) return error;
   const int64_t tokens = a.images * (a.q.tokens + a.k.tokens);
-  maps<T, kVector><<<blocks_for(divide_up(tokens, kTiles.map_threads / kWarp)), kTiles.map_threads,
-                     0, stream>>>(a);
-  return cudaGetLastError();
+  return launch(maps<T, kVector>, blocks_for(divide_up(tokens, kTiles.map_threads / kWarp)),
+                kTiles.map_threads, 0, stream, a);
 }
 
 template <class T>
-cudaError_t launch(const AttentionLogitsMeanArgs& a, cudaStream_t stream) {
+cudaError_t launch_typed(const AttentionLogitsMeanArgs& a, cudaStream_t stream) {
   const bool aligned = is_aligned<T>(a.q, a.head_dim) && is_aligned<T>(a.k, a.head_dim);
   return aligned ? launch_as<T, true>(a, stream) : launch_as<T, false>(a, stream);
 }
@@ -163,11 +163,11 @@ cudaError_t launch(const AttentionLogitsMeanArgs& a, cudaStream_t stream) {
 cudaError_t launch_attention_logits_mean(const AttentionLogitsMeanArgs& a, cudaStream_t stream) {
   switch (a.dtype) {
     case DType::kFloat32:
-      return launch<float>(a, stream);
+      return launch_typed<float>(a, stream);
     case DType::kBFloat16:
-      return launch<BFloat16>(a, stream);
+      return launch_typed<BFloat16>(a, stream);
     case DType::kFloat16:
-      return launch<Float16>(a, stream);
+      return launch_typed<Float16>(a, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -6,6 +6,7 @@
 // an output, in order, and the bias. The grid follows from the shape, but no sum follows from it.
 #include "kernels/cuda/batch_invariant_linear.h"
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vec.cuh"
 
 namespace fiqa_fast::cuda {
@@ -100,22 +101,18 @@ __global__ void __launch_bounds__(kTiles.threads) combine(BatchInvariantLinearAr
 }
 
 template <class T>
-cudaError_t launch(const BatchInvariantLinearArgs& a, cudaStream_t stream) {
+cudaError_t launch_typed(const BatchInvariantLinearArgs& a, cudaStream_t stream) {
   const int64_t items =
       divide_up(a.rows, kTiles.rows) * divide_up(a.outputs, kTiles.outputs) * a.chunks();
   // Either matrix's groups have to be whole where the other's are.
   const bool aligned =
       rows_are_aligned(a.x, sizeof(float), a.inputs, a.x_stride, &a.x_row_stride, 1) &&
       rows_are_aligned(a.weight, sizeof(T), a.inputs, a.weight_stride, &a.weight_row_stride, 1);
-  if (aligned)
-    products<T, true><<<blocks_for(items), kTiles.threads, 0, stream>>>(a);
-  else
-    products<T, false><<<blocks_for(items), kTiles.threads, 0, stream>>>(a);
-  const cudaError_t error = cudaGetLastError();
+  const cudaError_t error = launch(aligned ? products<T, true> : products<T, false>,
+                                   blocks_for(items), kTiles.threads, 0, stream, a);
   if (error != cudaSuccess) return error;
-  combine<<<blocks_for(divide_up(a.rows * a.outputs, kTiles.threads)), kTiles.threads, 0, stream>>>(
-      a);
-  return cudaGetLastError();
+  return launch(combine, blocks_for(divide_up(a.rows * a.outputs, kTiles.threads)), kTiles.threads,
+                0, stream, a);
 }
 
 }  // namespace
@@ -123,11 +120,11 @@ cudaError_t launch(const BatchInvariantLinearArgs& a, cudaStream_t stream) {
 cudaError_t launch_batch_invariant_linear(const BatchInvariantLinearArgs& a, cudaStream_t stream) {
   switch (a.dtype) {
     case DType::kFloat32:
-      return launch<float>(a, stream);
+      return launch_typed<float>(a, stream);
     case DType::kBFloat16:
-      return launch<BFloat16>(a, stream);
+      return launch_typed<BFloat16>(a, stream);
     case DType::kFloat16:
-      return launch<Float16>(a, stream);
+      return launch_typed<Float16>(a, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -9,6 +9,7 @@
 // The third adds the tokens of an image. No atomics: results are the same every time.
 #include "kernels/cuda/layer_norm_dot.h"
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/layer_norm.cuh"
 
 namespace fiqa_fast::cuda {
@@ -87,20 +88,15 @@ __global__ void __launch_bounds__(kTiles.threads) combine(LayerNormDotArgs a) {
 int blocks_for_rows(int64_t rows) { return blocks_for(divide_up(rows, kWarps)); }
 
 template <class T>
-cudaError_t launch(const LayerNormDotArgs& a, cudaStream_t stream) {
-  fold<<<blocks_for_rows(a.tokens), kTiles.threads, 0, stream>>>(a);
-  cudaError_t error = cudaGetLastError();
+cudaError_t launch_typed(const LayerNormDotArgs& a, cudaStream_t stream) {
+  cudaError_t error = launch(fold, blocks_for_rows(a.tokens), kTiles.threads, 0, stream, a);
   if (error != cudaSuccess) return error;
   const int64_t strides[] = {a.image_stride, a.token_stride};
-  const int blocks = blocks_for_rows(a.images * a.tokens);
-  if (rows_are_aligned(a.x, sizeof(T), a.channels, a.channel_stride, strides, 2))
-    token_values<T, true><<<blocks, kTiles.threads, 0, stream>>>(a);
-  else
-    token_values<T, false><<<blocks, kTiles.threads, 0, stream>>>(a);
-  error = cudaGetLastError();
+  const bool aligned = rows_are_aligned(a.x, sizeof(T), a.channels, a.channel_stride, strides, 2);
+  error = launch(aligned ? token_values<T, true> : token_values<T, false>,
+                 blocks_for_rows(a.images * a.tokens), kTiles.threads, 0, stream, a);
   if (error != cudaSuccess) return error;
-  combine<<<blocks_for_rows(a.images), kTiles.threads, 0, stream>>>(a);
-  return cudaGetLastError();
+  return launch(combine, blocks_for_rows(a.images), kTiles.threads, 0, stream, a);
 }
 
 }  // namespace
@@ -108,11 +104,11 @@ cudaError_t launch(const LayerNormDotArgs& a, cudaStream_t stream) {
 cudaError_t launch_layer_norm_dot(const LayerNormDotArgs& a, cudaStream_t stream) {
   switch (a.dtype) {
     case DType::kFloat32:
-      return launch<float>(a, stream);
+      return launch_typed<float>(a, stream);
     case DType::kBFloat16:
-      return launch<BFloat16>(a, stream);
+      return launch_typed<BFloat16>(a, stream);
     case DType::kFloat16:
-      return launch<Float16>(a, stream);
+      return launch_typed<Float16>(a, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -7,6 +7,7 @@
 // results are the same every time.
 #include "kernels/cuda/mean_layer_norm.h"
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/layer_norm.cuh"
 
 namespace fiqa_fast::cuda {
@@ -109,19 +110,16 @@ __global__ void __launch_bounds__(kTiles.combine_threads)
 }
 
 template <class T>
-cudaError_t launch(const MeanLayerNormArgs& a, cudaStream_t stream) {
+cudaError_t launch_typed(const MeanLayerNormArgs& a, cudaStream_t stream) {
   const int64_t chunks = chunks_of(a);
   const int64_t strides[] = {a.image_stride, a.token_stride};
-  const int blocks = blocks_for(a.images * chunks);
-  if (rows_are_aligned(a.x, sizeof(T), a.channels, a.channel_stride, strides, 2))
-    partial_sums<T, true><<<blocks, kTiles.threads, 0, stream>>>(a, chunks);
-  else
-    partial_sums<T, false><<<blocks, kTiles.threads, 0, stream>>>(a, chunks);
-  const cudaError_t error = cudaGetLastError();
+  const bool aligned = rows_are_aligned(a.x, sizeof(T), a.channels, a.channel_stride, strides, 2);
+  const cudaError_t error =
+      launch(aligned ? partial_sums<T, true> : partial_sums<T, false>,
+             blocks_for(a.images * chunks), kTiles.threads, 0, stream, a, chunks);
   if (error != cudaSuccess) return error;
-  combine<<<blocks_for(divide_up(a.images * a.channels, kTiles.combine_threads)),
-            kTiles.combine_threads, 0, stream>>>(a, chunks);
-  return cudaGetLastError();
+  return launch(combine, blocks_for(divide_up(a.images * a.channels, kTiles.combine_threads)),
+                kTiles.combine_threads, 0, stream, a, chunks);
 }
 
 }  // namespace
@@ -133,11 +131,11 @@ int64_t mean_layer_norm_scratch(const MeanLayerNormArgs& a) {
 cudaError_t launch_mean_layer_norm(const MeanLayerNormArgs& a, cudaStream_t stream) {
   switch (a.dtype) {
     case DType::kFloat32:
-      return launch<float>(a, stream);
+      return launch_typed<float>(a, stream);
     case DType::kBFloat16:
-      return launch<BFloat16>(a, stream);
+      return launch_typed<BFloat16>(a, stream);
     case DType::kFloat16:
-      return launch<Float16>(a, stream);
+      return launch_typed<Float16>(a, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches a kernel on the emulator; stands for the header of this name in csrc.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <source_location>
+#include <tuple>
+#include <type_traits>
+
+#include "runtime/grid.h"
+
+namespace fiqa_fast::cuda {
+
+constexpr int kDefaultSharedBytes = 48 * 1024;
+
+template <class T>
+T* dynamic_shared() {
+  return static_cast<T*>(emulation::dynamic_shared_memory());
+}
+
+template <class... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), int blocks, int threads, int shared_bytes,
+                   cudaStream_t, std::type_identity_t<Parameters>... arguments,
+                   std::source_location where = std::source_location::current()) {
+  const std::tuple<Parameters...> values(arguments...);
+  const auto body = [&] { std::apply(kernel, values); };
+  return emulation::run_grid({blocks, threads, shared_bytes, where}, body);
+}
+
+}  // namespace fiqa_fast::cuda
