@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+
 from emulation.build import ADDRESS, FAST, THREAD, Builder, Built, Variant, compiler
 from emulation.calls import Library, Program
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from emulation.calls import Call, EmulationError, Options
 
 SEEDS = range(5)
