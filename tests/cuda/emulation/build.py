@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
+CACHE = ROOT / "build" / "emulation"
 
 FLAGS = [
     *("-std=c++20", "-O1", "-g", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
@@ -49,47 +52,63 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
-def cache_folder() -> Path:
-    return ROOT / "build" / "emulation"
+def _key(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _content(folder: Path, patterns: tuple[str, ...]) -> str:
-    """A hash of all headers of a folder."""
-    digest = hashlib.sha256()
-    for pattern in patterns:
-        for path in sorted(folder.rglob(pattern)):
-            digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
+_INCLUDE = re.compile(r'^#include [<"]([^>"]+)[>"]', re.MULTILINE)
+# Before every source, as nvcc does with its own.
+_FIRST = "cuda_runtime_api.h"
 
 
 class Builder:
-    """Builds variants from the kernels in `csrc`, which may be a changed copy."""
+    """Builds variants from the kernels in `csrc`, which may be a changed copy: what is not in the
+    cache yet then goes to `scratch`.
+    """
 
-    def __init__(self, csrc: Path = ROOT / "csrc", jobs: int | None = None) -> None:
+    def __init__(
+        self, csrc: Path = ROOT / "csrc", jobs: int | None = None, scratch: Path | None = None
+    ) -> None:
+        self.includes = (HERE / "include", HERE, csrc)
         self.csrc = csrc
         self.jobs = jobs or os.cpu_count() or 1
+        self.folder = scratch or CACHE
         found = compiler()
         if found is None:
             raise FileNotFoundError("the emulator needs g++")
         self.compiler = found
         version = subprocess.run([found, "--version"], capture_output=True, check=True).stdout
-        self.headers = version.decode() + _content(csrc / "kernels", ("*.h", "*.cuh"))
-        self.headers += _content(HERE, ("*.h", "*.cuh"))
+        self.version = version.decode()
+
+    def _closure(self, source: Path) -> list[Path]:
+        """A source and all of our own headers that it includes."""
+        seen, waiting = [], [source, HERE / "include" / _FIRST]
+        while waiting:
+            path = waiting.pop()
+            if path in seen:
+                continue
+            seen.append(path)
+            for name in _INCLUDE.findall(path.read_text()):
+                found = [folder / name for folder in self.includes if (folder / name).is_file()]
+                waiting += found[:1]
+        return seen
+
+    def _find(self, name: str) -> Path:
+        """Where something of this name is, or is to be made."""
+        return CACHE / name if (CACHE / name).exists() else self.folder / name
 
     def _object(self, source: Path, flags: tuple[str, ...]) -> Path:
         """The object file of a source, compiled if it has to be."""
-        inputs = [*FLAGS, *flags, source.name, source.read_text(), self.headers]
-        key = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:32]
-        target = cache_folder() / f"{source.stem}.{key}.o"
+        contents = sorted(path.read_text() for path in self._closure(source))
+        inputs = [self.version, *FLAGS, *flags, source.name, *contents]
+        target = self._find(f"{source.stem}.{_key(inputs)}.o")
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            includes = (HERE / "include", HERE, self.csrc)
-            fresh = target.with_suffix(f".{os.getpid()}.new")
+            fresh = target.with_suffix(f".{os.getpid()}.{threading.get_ident()}.new")
             _run(
                 [
-                    *(self.compiler, *FLAGS, *flags, *(f"-I{folder}" for folder in includes)),
-                    *("-include", "cuda_runtime_api.h", "-x", "c++", "-c", str(source)),
-                    *("-o", str(fresh)),
+                    *(self.compiler, *FLAGS, *flags, *(f"-I{folder}" for folder in self.includes)),
+                    *("-include", _FIRST, "-x", "c++", "-c", str(source), "-o", str(fresh)),
                 ]
             )
             fresh.replace(target)
@@ -111,12 +130,12 @@ class Builder:
         return self._link(variant, compiled[: len(kernels)], compiled[len(kernels) :])
 
     def _link(self, variant: Variant, kernels: list[Path], runtime: list[Path]) -> Built:
-        key = hashlib.sha256("\n".join(map(str, (*kernels, *runtime))).encode()).hexdigest()[:32]
-        folder = cache_folder() / f"{variant.name}-{key}"
+        names = [path.name for path in (*kernels, *runtime)]
+        folder = self._find(f"{variant.name}-{_key(names)}")
         built = Built(folder / "libemulation.so", folder / "emulation")
         if folder.exists():
             return built
-        fresh = folder.with_name(f"{folder.name}.{os.getpid()}.new")
+        fresh = folder.with_name(f"{folder.name}.{os.getpid()}.{threading.get_ident()}.new")
         fresh.mkdir(parents=True)
         link = [self.compiler, *variant.link_flags, "-Wl,-rpath,$ORIGIN", f"-L{fresh}"]
         # Apart from the rest: what its variables occupy is shared memory (static_shared.cpp).
