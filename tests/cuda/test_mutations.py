@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from emulation.build import ROOT
-from mutations.run import SAMPLE, control, run
-from mutations.table import MUTATIONS
+from emulation.build import ROOT, THREAD, Builder
+from emulation.calls import EmulationError, Program
+from mutations.run import SAMPLE, control, mutated, run
+from mutations.table import LINEAR, MUTATIONS
+from operators import batch_invariant_linear
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.file}: {m.stands_for}")
+def name_of(mutation) -> str:
+    return f"{mutation.file}: {mutation.stands_for}"
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=name_of)
 def test_the_table_follows_the_sources(mutation):
     text = (ROOT / "csrc/kernels/cuda" / mutation.file).read_text()
     assert text.count(mutation.text) == 1
@@ -23,3 +30,15 @@ def test_the_kernels_as_they_are_pass(built):
 
 def test_a_sample_of_bugs_is_caught(built):
     assert run(SAMPLE) == []
+
+
+BARRIERS = [m for m in MUTATIONS if m.file == LINEAR and "barrier" in m.stands_for]
+
+
+@pytest.mark.parametrize("mutation", BARRIERS, ids=name_of)
+def test_thread_sanitizer_reports_a_missing_barrier(mutation, built, tmp_path):
+    """On its own: nobody looks at the values."""
+    builder = Builder(mutated(mutation, tmp_path), scratch=tmp_path / "build")
+    case = batch_invariant_linear.make((3, 130, 5), torch.float32)
+    with pytest.raises(EmulationError, match="ThreadSanitizer: data race"):
+        Program(builder.build(THREAD)).run(case.call)
