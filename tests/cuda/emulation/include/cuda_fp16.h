@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// What kernels use of float16, which they only store: its bits, and widening them.
+#pragma once
+
+#include <stdint.h>
+
+#include "runtime/narrow.h"
+
+struct __half {
+  uint16_t bits;
+};
+
+inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
+inline float __half2float(__half value) { return emulation::widen_float16(value.bits); }

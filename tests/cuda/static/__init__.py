@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be said about the compiled kernels without running them."""

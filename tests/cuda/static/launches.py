@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launches to prove free of races: the kernels' parameters, as the launchers fill them, in the form
+that SentryWard reads (its docs/input-json.md). A proof holds for the sizes of its launch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+THREADS = 256
+WARPS = THREADS // 32
+
+_POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
+_FLOAT, _INT32 = ctypes.c_float, ctypes.c_int32
+_TYPES = {_INT64: "s64", _INT32: "s32", _FLOAT: "f32"}
+# Any address but null: pointers are told apart by their names.
+SOME = 1 << 20
+
+
+class Channelwise(ctypes.Structure):
+    _fields_ = (("data", _POINTER), ("dtype", _INT32), ("stride", _INT64))
+
+
+class LayerNormInput(ctypes.Structure):
+    _fields_ = (
+        ("x", _POINTER),
+        ("dtype", _INT32),
+        *((name, _INT64) for name in ("images", "tokens", "channels")),
+        *((name, _INT64) for name in ("image_stride", "token_stride", "channel_stride")),
+        *(("weight", Channelwise), ("bias", Channelwise), ("eps", _FLOAT)),
+    )
+
+
+class MeanLayerNormArgs(ctypes.Structure):
+    _fields_ = (("input", LayerNormInput), ("partial", _POINTER), ("out", _POINTER))
+
+
+class LayerNormDotArgs(ctypes.Structure):
+    _fields_ = (
+        *(("input", LayerNormInput), ("w", _POINTER)),
+        *(("w_token_stride", _INT64), ("w_channel_stride", _INT64)),
+        *((n, _POINTER) for n in ("folded", "folded_sum", "constant", "token_values", "out")),
+    )
+
+
+class AttentionSide(ctypes.Structure):
+    _fields_ = (
+        *(("data", _POINTER), ("tokens", _INT64)),
+        *((f"{name}_stride", _INT64) for name in ("image", "head", "token", "channel")),
+        *(("mean", _POINTER), ("map", _POINTER)),
+    )
+
+
+class AttentionLogitsMeanArgs(ctypes.Structure):
+    _fields_ = (
+        *(("dtype", _INT32), ("images", _INT64), ("heads", _INT64), ("head_dim", _INT64)),
+        *(("scale", _FLOAT), ("q", AttentionSide), ("k", AttentionSide)),
+        ("head_scores", _POINTER),
+    )
+
+
+class BatchInvariantLinearArgs(ctypes.Structure):
+    _fields_ = (
+        *(("x", _POINTER), ("x_row_stride", _INT64), ("x_stride", _INT64)),
+        *(("weight", _POINTER), ("dtype", _INT32)),
+        *(("weight_row_stride", _INT64), ("weight_stride", _INT64)),
+        *(("bias", Channelwise), ("rows", _INT64), ("inputs", _INT64), ("outputs", _INT64)),
+        *(("partial", _POINTER), ("out", _POINTER)),
+    )
+
+
+@dataclass(frozen=True)
+class Launch:
+    operator: str
+    kernel: str  # as in compiled.kernel_name()
+    shape: tuple[int, ...]
+    blocks: int
+    arguments: ctypes.Structure
+    more: tuple[int, ...] = ()  # 64-bit parameters after the struct
+
+    def __str__(self) -> str:
+        return f"{self.operator}.{self.kernel}-{'x'.join(map(str, self.shape))}"
+
+    def input(self, entry: str) -> dict[str, object]:
+        """SentryWard's input."""
+        declarations, arguments = [], []
+        for offset, kind, name, value in _fields(self.arguments):
+            where = {"parameter": 0, "offset": offset}
+            if kind is not _POINTER:
+                arguments.append({**where, "type": _TYPES[kind], "value": value})
+            elif value is None:
+                arguments.append({**where, "type": "pointer", "value": None})
+            else:
+                pointer = {"type": "pointer", "space": "global", "object": name}
+                declarations.append({**where, **pointer})
+        for i, value in enumerate(self.more):
+            arguments.append({"parameter": i + 1, "type": "u64", "value": value})
+        return {
+            "schema": "spverify.kernel-input/v1",
+            "entry": entry,
+            "launch": {"grid_dim": [self.blocks, 1, 1], "block_dim": [THREADS, 1, 1]},
+            "declarations": declarations,
+            "arguments": arguments,
+        }
+
+
+def _fields(
+    struct: ctypes.Structure, base: int = 0, path: str = ""
+) -> Iterator[tuple[int, type, str, object]]:
+    """Offset, type, name and value of everything in a struct."""
+    for name, kind in struct._fields_:
+        value, offset = getattr(struct, name), base + getattr(type(struct), name).offset
+        if isinstance(value, ctypes.Structure):
+            yield from _fields(value, offset, f"{path}{name}.")
+        else:
+            yield offset, kind, path + name, value
+
+
+def _divide_up(value: int, by: int) -> int:
+    return -(-value // by)
+
+
+def _layer_norm(B: int, N: int, D: int) -> LayerNormInput:
+    parameters = (Channelwise(SOME, 0, 1), Channelwise(SOME, 0, 1))
+    return LayerNormInput(SOME, 0, B, N, D, N * D, D, 1, *parameters, 1e-5)
+
+
+def _mean_layer_norm(B: int, N: int, D: int) -> list[Launch]:
+    args = MeanLayerNormArgs(_layer_norm(B, N, D), SOME, SOME)
+    chunks = _divide_up(N, 32)
+    sums = ("partial_sums<float32, scalar>", "partial_sums<float32, vector>")[: 1 + (D % 4 == 0)]
+    named = [(kernel, B * chunks) for kernel in sums] + [("combine", _divide_up(B * D, THREADS))]
+    return [
+        Launch("mean_layer_norm", kernel, (B, N, D), blocks, args, (chunks,))
+        for kernel, blocks in named
+    ]
+
+
+def _layer_norm_dot(B: int, N: int, D: int) -> list[Launch]:
+    args = LayerNormDotArgs(_layer_norm(B, N, D), SOME, D, 1, *[SOME] * 5)
+    values = ("token_values<float32, scalar>", "token_values<float32, vector>")[: 1 + (D % 4 == 0)]
+    named = [("fold", N), *((kernel, B * N) for kernel in values), ("combine", B)]
+    return [
+        Launch("layer_norm_dot", kernel, (B, N, D), _divide_up(rows, WARPS), args)
+        for kernel, rows in named
+    ]
+
+
+def _attention_logits_mean(B: int, H: int, Nq: int, Nk: int, d: int) -> list[Launch]:
+    def side(N: int) -> AttentionSide:
+        return AttentionSide(SOME, N, H * N * d, N * d, d, 1, SOME, SOME)
+
+    args = AttentionLogitsMeanArgs(0, B, H, d, d**-0.5, side(Nq), side(Nk), SOME)
+    variants = ("scalar", "vector")[: 1 + (d % 4 == 0)]
+    named = [(f"pool_heads<float32, {variant}>", B * H) for variant in variants]
+    tokens = _divide_up(B * (Nq + Nk), WARPS)
+    named += [(f"maps<float32, {variant}>", tokens) for variant in variants]
+    return [
+        Launch("attention_logits_mean", kernel, (B, H, Nq, Nk, d), blocks, args)
+        for kernel, blocks in named
+    ]
+
+
+def _batch_invariant_linear(B: int, K: int, outputs: int) -> list[Launch]:
+    bias = Channelwise(SOME, 0, 1)
+    args = BatchInvariantLinearArgs(SOME, K, 1, SOME, 0, K, 1, bias, B, K, outputs, SOME, SOME)
+    items = _divide_up(B, 32) * _divide_up(outputs, 32) * _divide_up(K, 2048)
+    products = ("products<float32, scalar>", "products<float32, vector>")[: 1 + (K % 4 == 0)]
+    named = [(kernel, items) for kernel in products]
+    named.append(("combine", _divide_up(B * outputs, THREADS)))
+    return [
+        Launch("batch_invariant_linear", kernel, (B, K, outputs), blocks, args)
+        for kernel, blocks in named
+    ]
+
+
+# Small, for a proof's cost grows with all that the threads do; but with tails and several blocks.
+LAUNCHES = [
+    *_mean_layer_norm(1, 33, 8),
+    *_mean_layer_norm(2, 5, 15),
+    *_mean_layer_norm(1, 3, 40),
+    *_mean_layer_norm(2, 2, 4),
+    *_layer_norm_dot(2, 9, 16),
+    *_layer_norm_dot(1, 3, 40),
+    *_layer_norm_dot(3, 2, 15),
+    *_layer_norm_dot(1, 1, 132),
+    *_attention_logits_mean(1, 2, 5, 4, 8),
+    *_attention_logits_mean(2, 1, 3, 9, 15),
+    *_attention_logits_mean(1, 1, 33, 2, 24),
+    *_attention_logits_mean(3, 1, 2, 1, 4),
+    *_batch_invariant_linear(3, 68, 5),
+    *_batch_invariant_linear(33, 15, 2),
+    *_batch_invariant_linear(2, 64, 34),
+    *_batch_invariant_linear(1, 4, 1),
+]
