@@ -71,6 +71,8 @@ __global__ void __launch_bounds__(kTiles.threads) add_and_norm(AddLayerNormArgs 
     const T* residual = static_cast<const T*>(a.residual) + image * a.residual_image_stride +
                         token * a.residual_token_stride;
     float* sum = a.sum + item * a.channels;
+    // Unrolled as far as registers last: more of it spills.
+#pragma unroll 2
     for (int64_t g = lane; g < groups; g += kWarp) {
       const int64_t first = g * kWidth;
       float left[kWidth], right[kWidth];
@@ -87,13 +89,14 @@ __global__ void __launch_bounds__(kTiles.threads) add_and_norm(AddLayerNormArgs 
     }
     const RowStatistics row =
         row_statistics<kVector>(sum, in, lane, [](int64_t, const float (&)[kWidth]) {});
+#pragma unroll 1
     for (int64_t g = lane; g < groups; g += kWarp) {
       float values[kWidth];
       load_group<kVector>(sum, g, 1, a.channels, 0.0f, values);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
         const int64_t c = g * kWidth + i;
-        if (c >= a.channels) break;
+        if (!kVector && c >= a.channels) break;
         const float value = (values[i] - row.mean - row.rest) * row.rstd;
         const float weight = a.weight.data ? element(a.weight, c) : 1.0f;
         const float bias = a.bias.data ? element(a.bias, c) : 0.0f;

@@ -14,6 +14,7 @@ class Mutation:
     replacement: str
 
 
+ADD = "add_layer_norm.cu"
 MEAN = "mean_layer_norm.cu"
 DOT = "layer_norm_dot.cu"
 LOGITS = "attention_logits_mean.cu"
@@ -24,6 +25,39 @@ VECTORS = "vec.cuh"
 BARRIER = "__syncthreads();"
 
 MUTATIONS = [
+    Mutation(
+        ADD,
+        "wrong stride: the residual is read as x is laid out",
+        "token * a.residual_token_stride;",
+        "token * a.x_token_stride;",
+    ),
+    Mutation(
+        ADD,
+        "unguarded store behind the last channel of the sum",
+        "if (first + i < a.channels) sum[first + i] =",
+        "sum[first + i] =",
+    ),
+    Mutation(
+        ADD,
+        "skipped tokens where the grid is small",
+        "item += static_cast<int64_t>(gridDim.x) * kWarps)",
+        "item += static_cast<int64_t>(gridDim.x) * kWarps * 2)",
+    ),
+    Mutation(
+        ADD, "weight and bias exchanged", "fmaf(value, weight, bias)", "fmaf(value, bias, weight)"
+    ),
+    Mutation(
+        ADD,
+        "wrong half of a word of the residual",
+        "words[i / 2] >> (i % 2 * 16)",
+        "words[i / 2] >> (16 - i % 2 * 16)",
+    ),
+    Mutation(
+        ADD,
+        "missing scale: the norm is only centred",
+        "- row.rest) * row.rstd",
+        "- row.rest)",
+    ),
     Mutation(
         MEAN,
         "missing barrier: statistics are read before all warps have written theirs",

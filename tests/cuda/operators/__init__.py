@@ -9,6 +9,7 @@ import torch
 
 from emulation.calls import Call
 from operators import (
+    add_layer_norm,
     attention_logits_mean,
     batch_invariant_linear,
     layer_norm_dot,
@@ -17,10 +18,17 @@ from operators import (
 
 ALL = {
     module.__name__.rsplit(".", 1)[-1]: module
-    for module in (attention_logits_mean, batch_invariant_linear, layer_norm_dot, mean_layer_norm)
+    for module in (
+        add_layer_norm,
+        attention_logits_mean,
+        batch_invariant_linear,
+        layer_norm_dot,
+        mean_layer_norm,
+    )
 }
 # Small, but with several blocks, chunks and tails.
 SMALL = {
+    "add_layer_norm": (5, 13, 40),
     "attention_logits_mean": (3, 3, 17, 20, 24),
     "batch_invariant_linear": (35, 2200, 34),
     "layer_norm_dot": (5, 13, 40),

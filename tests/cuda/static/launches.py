@@ -71,6 +71,18 @@ class BatchInvariantLinearArgs(ctypes.Structure):
     )
 
 
+class AddLayerNormArgs(ctypes.Structure):
+    _fields_ = (
+        ("x", _POINTER),
+        *((f"x_{name}_stride", _INT64) for name in ("image", "token", "channel")),
+        *(("residual", _POINTER), ("residual_dtype", _INT32)),
+        *((f"residual_{name}_stride", _INT64) for name in ("image", "token", "channel")),
+        *(("weight", Channelwise), ("bias", Channelwise)),
+        *((name, _INT64) for name in ("images", "tokens", "channels")),
+        *(("eps", _FLOAT), ("sum", _POINTER), ("normed", _POINTER), ("normed_dtype", _INT32)),
+    )
+
+
 @dataclass(frozen=True)
 class Launch:
     operator: str
@@ -176,8 +188,25 @@ def _batch_invariant_linear(B: int, K: int, outputs: int) -> list[Launch]:
     ]
 
 
+def _add_layer_norm(B: int, N: int, D: int) -> list[Launch]:
+    strides = (N * D, D, 1)
+    parameters = (Channelwise(SOME, 0, 1), Channelwise(SOME, 0, 1))
+    args = AddLayerNormArgs(
+        SOME, *strides, SOME, 0, *strides, *parameters, B, N, D, 1e-5, SOME, SOME, 0
+    )
+    kernels = ("add_and_norm<float32, scalar>", "add_and_norm<float32, vector>")[: 1 + (D % 4 == 0)]
+    return [
+        Launch("add_layer_norm", kernel, (B, N, D), _divide_up(B * N, WARPS), args)
+        for kernel in kernels
+    ]
+
+
 # Small, for a proof's cost grows with all that the threads do; but with tails and several blocks.
 LAUNCHES = [
+    *_add_layer_norm(2, 9, 16),
+    *_add_layer_norm(1, 3, 40),
+    *_add_layer_norm(3, 2, 15),
+    *_add_layer_norm(1, 1, 132),
     *_mean_layer_norm(1, 33, 8),
     *_mean_layer_norm(2, 5, 15),
     *_mean_layer_norm(1, 3, 40),
