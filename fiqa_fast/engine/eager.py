@@ -116,7 +116,7 @@ class EagerEngine:
             AddNorm(norm, dtype, tap) for norm, tap in zip(outer, taps, strict=True)
         ]
         self.inner_norms = [AddNorm(_norm(block.norm2), dtype, None) for block in blocks]
-        self.minus_one = torch.tensor(-1.0, device=device)
+        self.minus_one = torch.tensor(-1.0, dtype=torch.float32, device=device)
         positions = self.vit.pos_embed.detach()
         self.positions = positions.expand(self.group, -1, -1)
         if on_cpu and can_pack(dtype):
@@ -168,7 +168,7 @@ class EagerEngine:
             images = torch.cat([images, images.new_zeros(self.group - count, *images.shape[1:])])
         if images.dtype == torch.uint8:
             # (v / 255 - 0.5) / 0.5 to the bit, because doubling is exact.
-            images = torch.add(self.minus_one, images / 255, alpha=2)
+            images = torch.add(self.minus_one, images.float().div_(255), alpha=2)
         x, seen = self._stream(images)
         rows = None if self.head is None else self.head.rows(x)
         if count < self.group:
