@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import views
 
 from fiqa_fast import _load, ops, reference
 
@@ -94,17 +95,6 @@ def test_mean_and_dot_are_those_of_their_operators(shape, dtype, device):
         assert torch.equal(got.dot, want)
         assert torch.equal(got.sum, plain.sum)
         assert torch.equal(got.normed, plain.normed)
-
-
-def views(t):
-    """The same values [B, N, D] at other addresses and strides."""
-    yield "transposed", t.mT.contiguous().mT
-    yield "first axes swapped", t.transpose(0, 1).contiguous().transpose(0, 1)
-    yield "every other token", torch.stack([t, t * 0], -2).flatten(-3, -2)[..., ::2, :]
-    yield "every other channel", torch.stack([t, t * 0], -1).flatten(-2)[..., ::2]
-    wide = t.new_zeros(t.shape[0], t.shape[1] + 1, t.shape[2] + 1)
-    wide[:, 1:, 1:] = t
-    yield "unaligned", wide[:, 1:, 1:]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

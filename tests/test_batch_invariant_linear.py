@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import views
 
 from fiqa_fast import _load, ops, reference
 
@@ -55,17 +56,6 @@ def test_bias_is_optional_and_of_any_dtype(bias_dtype, device, assert_exact):
     # Strided: parameters may be views, too.
     bias = None if bias_dtype is None else torch.randn(12, 2, device=device).to(bias_dtype)[:, 1]
     assert_exact(x, weight, bias)
-
-
-def views(t):
-    """The same values [B, K] at other addresses and strides."""
-    rows, columns = t.shape
-    yield "transposed", t.mT.contiguous().mT
-    yield "every other row", torch.stack([t, t * 0], 1).flatten(0, 1)[::2]
-    yield "every other column", torch.stack([t, t * 0], -1).flatten(-2)[:, ::2]
-    wide = t.new_zeros(rows + 1, columns + 1)
-    wide[1:, 1:] = t
-    yield "unaligned", wide[1:, 1:]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import views
 from torch import nn
 
 from fiqa_fast import _load, ops, reference
@@ -96,18 +97,6 @@ def test_is_an_affine_head_in_evaluation_mode(device):
         expected = head(norm.double()(x.double()).flatten(1))[:, 0]
         got = ops.layer_norm_dot(x, norm.weight.float(), norm.bias.float(), 1e-6, w.float())
     torch.testing.assert_close(got.double() + constant[0], expected, rtol=0, atol=2e-6)
-
-
-def views(t):
-    """The same values [..., N, D] at other addresses and strides."""
-    N, D = t.shape[-2:]
-    yield "transposed", t.mT.contiguous().mT
-    yield "first axes swapped", t.transpose(0, 1).contiguous().transpose(0, 1)
-    yield "every other token", torch.stack([t, t * 0], -2).flatten(-3, -2)[..., ::2, :]
-    yield "every other channel", torch.stack([t, t * 0], -1).flatten(-2)[..., ::2]
-    wide = t.new_zeros(*t.shape[:-2], N + 1, D + 1)
-    wide[..., 1:, 1:] = t
-    yield "unaligned", wide[..., 1:, 1:]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

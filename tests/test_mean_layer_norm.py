@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import views
 
 from fiqa_fast import _load, ops, reference
 
@@ -68,18 +69,6 @@ def test_weight_and_bias_are_optional_and_of_any_dtype(
     got = ops.mean_layer_norm(x, weight, bias, 1e-6)
     expected = reference.mean_layer_norm(x, weight, bias, 1e-6)
     assert_as_exact_as(got, eager(x, weight, bias, 1e-6), expected)
-
-
-def views(x):
-    """The same values at other addresses and strides."""
-    B, N, D = x.shape
-    yield "transposed", x.transpose(1, 2).contiguous().transpose(1, 2)
-    yield "tokens first", x.transpose(0, 1).contiguous().transpose(0, 1)
-    yield "every other token", torch.cat([x, x], 2).view(B, 2 * N, D)[:, ::2]
-    yield "every other channel", torch.stack([x, x * 0], 3).flatten(2)[:, :, ::2]
-    wide = x.new_zeros(B, N + 1, D + 1)
-    wide[:, 1:, 1:] = x
-    yield "unaligned", wide[:, 1:, 1:]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -114,6 +115,16 @@ def test_bitwise_whatever_the_batch_and_the_threads(
             for name in outputs:
                 got = torch.cat([getattr(part, name) for part in parts])
                 assert torch.equal(got, getattr(want, name))
+
+
+def test_weights_of_another_dtype_give_the_same(fixture: Fixture) -> None:
+    model = copy.deepcopy(fixture.model).double()
+    for outputs in (("score", "exit_scores"), COMBINED):
+        options: dict[str, Any] = {"outputs": outputs, "dtype": "float32", "device": "cpu"}
+        got = Scorer(model, "ex-fiqa", **options)(fixture.images)
+        want = Scorer(fixture.model, "ex-fiqa", **options)(fixture.images)
+        for name in outputs:
+            assert torch.equal(getattr(got, name), getattr(want, name)), name
 
 
 def test_bfloat16_stays_close(fixture: Fixture) -> None:

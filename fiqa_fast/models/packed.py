@@ -36,8 +36,8 @@ class PackedLinear(nn.Module):
 class PackedPatchEmbed(nn.Module):
     """The patch convolution as a packed linear layer over patches, float32.
 
-    Its output is contiguous, as that of the convolution is not, and it takes two thirds of the
-    time.
+    Its output is contiguous, as that of the convolution is not, and it takes three quarters of the
+    time (measured on an AMX machine, patches of 9 x 9, 512 channels).
     """
 
     def __init__(self, embed: PatchEmbed, images: int, num_patches: int) -> None:

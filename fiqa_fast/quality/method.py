@@ -19,7 +19,8 @@ from torch import Tensor
 Values = dict[str, Tensor]  # per-image values by name, images first
 
 
-Norm = tuple[Tensor | None, Tensor | None, float]  # a LayerNorm's weight [D], bias [D] and eps
+# A LayerNorm's weight [D] and bias [D], None for ones and zeros, and eps.
+Norm = tuple[Tensor | None, Tensor | None, float]
 
 
 class Tap(NamedTuple):

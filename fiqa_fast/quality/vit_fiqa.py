@@ -39,7 +39,6 @@ class FoldedHead:
         weight = weight * norm.weight.detach().cpu().double()
         self.weight = weight.to(device, torch.float32)
         self.eps = norm.eps
-        self.norm = (norm.weight.detach().to(device), norm.bias.detach().to(device), norm.eps)
         self.tokens = slice(0, 1) if token else slice(None)
 
     def dot(self, x: Tensor) -> Tensor:
@@ -162,12 +161,12 @@ class VitFiqa:
         self.stages = frozenset(exits)
 
     def tap(self, stage: int) -> Tap | None:
-        # The next block's norm differs in weight and bias, which are folded into w, but must agree
-        # in eps; behind the last block there is none to agree with.
+        # The final norm's weight and bias are folded into w; the norm that reads the stage must
+        # agree with it in eps. Behind the last block there is none to agree with.
         if stage not in self.exits or self.block_eps.get(stage, self.head.eps) != self.head.eps:
             return None
         ahead = self.token_block is not None and stage == self.last - 1
-        return Tap(self.head.norm, w=self.head.weight, enough=not ahead)
+        return Tap((None, None, self.head.eps), w=self.head.weight, enough=not ahead)
 
     def observe(self, stage: int, x: Tensor, tapped: Values) -> Values:
         seen: Values = {}

@@ -121,15 +121,8 @@ cudaError_t launch_typed(const AddLayerNormArgs& a, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_add_layer_norm(const AddLayerNormArgs& a, cudaStream_t stream) {
-  switch (a.residual_dtype) {
-    case DType::kFloat32:
-      return launch_typed<float>(a, stream);
-    case DType::kBFloat16:
-      return launch_typed<BFloat16>(a, stream);
-    case DType::kFloat16:
-      return launch_typed<Float16>(a, stream);
-  }
-  return cudaErrorInvalidValue;
+  return for_dtype(a.residual_dtype,
+                   [&](auto element) { return launch_typed<decltype(element)>(a, stream); });
 }
 
 }  // namespace fiqa_fast::cuda

@@ -161,15 +161,8 @@ cudaError_t launch_typed(const AttentionLogitsMeanArgs& a, cudaStream_t stream) 
 }  // namespace
 
 cudaError_t launch_attention_logits_mean(const AttentionLogitsMeanArgs& a, cudaStream_t stream) {
-  switch (a.dtype) {
-    case DType::kFloat32:
-      return launch_typed<float>(a, stream);
-    case DType::kBFloat16:
-      return launch_typed<BFloat16>(a, stream);
-    case DType::kFloat16:
-      return launch_typed<Float16>(a, stream);
-  }
-  return cudaErrorInvalidValue;
+  return for_dtype(a.dtype,
+                   [&](auto element) { return launch_typed<decltype(element)>(a, stream); });
 }
 
 }  // namespace fiqa_fast::cuda

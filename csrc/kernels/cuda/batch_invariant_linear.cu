@@ -118,15 +118,8 @@ cudaError_t launch_typed(const BatchInvariantLinearArgs& a, cudaStream_t stream)
 }  // namespace
 
 cudaError_t launch_batch_invariant_linear(const BatchInvariantLinearArgs& a, cudaStream_t stream) {
-  switch (a.dtype) {
-    case DType::kFloat32:
-      return launch_typed<float>(a, stream);
-    case DType::kBFloat16:
-      return launch_typed<BFloat16>(a, stream);
-    case DType::kFloat16:
-      return launch_typed<Float16>(a, stream);
-  }
-  return cudaErrorInvalidValue;
+  return for_dtype(a.dtype,
+                   [&](auto element) { return launch_typed<decltype(element)>(a, stream); });
 }
 
 }  // namespace fiqa_fast::cuda

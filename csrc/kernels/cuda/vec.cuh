@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
 #include <stdint.h>
 
 #include "kernels/dtype.h"
@@ -114,6 +115,20 @@ inline bool rows_are_aligned(const void* data, int64_t element_size, int64_t cha
       reinterpret_cast<uintptr_t>(data) % 16 == 0 && channel_stride == 1 && channels % group == 0;
   for (int i = 0; i < count; ++i) aligned = aligned && strides[i] % group == 0;
   return aligned;
+}
+
+// launch(T{}) with the element type T of a dtype.
+template <class Launch>
+cudaError_t for_dtype(DType dtype, const Launch& launch) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return launch(float{});
+    case DType::kBFloat16:
+      return launch(BFloat16{});
+    case DType::kFloat16:
+      return launch(Float16{});
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace fiqa_fast::cuda
