@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Typed wrappers of ``torch.ops.fiqa_fast.*``, and what torch's compiler has to know about each.
+"""Typed wrappers of ``torch.ops.fiqa_fast.*``.
 
 All operators are inference-only: they accept tensors that require grad, but a backward pass raises.
 They accumulate in float32 and return contiguous float32 tensors, and an image's result is the same,
@@ -8,25 +8,30 @@ bit for bit, whatever the batch, the number of threads and the memory layout.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
+from fiqa_fast import _fake  # noqa: F401  (registers the fake implementations)
 from fiqa_fast._load import cuda_status
 
 __all__ = [
     "AddLayerNorm",
     "AttentionLogitsMean",
+    "AttentionLogitsStats",
+    "LogitsValues",
     "add_layer_norm",
     "attention_logits_mean",
+    "attention_logits_stats",
     "batch_invariant_linear",
     "layer_norm_dot",
     "mean_layer_norm",
 ]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The bits of attention_logits_stats's `stats`.
+_LOGITS_STATS = {"moments": 1, "centered_variance": 2, "softmax": 4, "median": 8}
 
 
 class AttentionLogitsMean(NamedTuple):
@@ -36,6 +41,33 @@ class AttentionLogitsMean(NamedTuple):
     key_map: Tensor  # [B, Nk]
     query_map: Tensor  # [B, Nq]
     q_mean: Tensor  # [B, H, d]
+
+
+class LogitsValues(NamedTuple):
+    """Values of one head's logits, each [B, H'], or of all logits of an image, each [B].
+
+    They are columns of one tensor, so their strides are not those of a contiguous one.
+    """
+
+    mean: Tensor
+    max: Tensor
+    min: Tensor
+    variance: Tensor  # over n
+    unbiased_variance: Tensor  # over n - 1; NaN for one logit
+    row_variance: Tensor  # over n within a row; mean of the rows, and of an image's heads
+    centered_variance: Tensor | None  # of the doubly centred logits, over n; mean of the heads
+
+
+class AttentionLogitsStats(NamedTuple):
+    """Statistics of the attention logits; what was not asked for is None."""
+
+    head: LogitsValues | None  # [B, H']
+    image: LogitsValues | None  # [B]
+    key_map: Tensor | None  # [B, Nk]
+    query_map: Tensor | None  # [B, Nq]
+    logsumexp: Tensor | None  # [B, H', Nq]
+    entropy: Tensor | None  # [B, H', Nq]
+    median: Tensor | None  # [B]
 
 
 class AddLayerNorm(NamedTuple):
@@ -219,202 +251,78 @@ def attention_logits_mean(
     return AttentionLogitsMean(*torch.ops.fiqa_fast.attention_logits_mean(q, k, scale))
 
 
-# Fake implementations: the checks of csrc/ops/<op>.h in the same words; shapes may be symbolic.
+def attention_logits_stats(
+    q: Tensor,  # [B, H, Nq, d]
+    k: Tensor,  # [B, H, Nk, d]
+    scale: float,
+    stats: Sequence[str] = ("moments",),
+    heads: str = "all",
+) -> AttentionLogitsStats:
+    """Statistics of the pre-softmax attention logits that need every one, without storing them.
 
+    ATTN-FIQA (arXiv 2604.22841) takes the mean of the logits ``A_h[i, j] = scale * q_hi . k_hj``
+    and, in its ablations, their maximum, median and standard deviation. The variances of centred
+    logits are fiqa_fast's own. Tiles of the logits are formed in float32, reduced and dropped::
 
-def _shape(t: Tensor) -> str:
-    return f"[{', '.join(map(str, t.shape))}]"
+        "moments"            mean, max and min; variance over n and over n - 1, of a head's Nq Nk
+                             logits and of an image's H' Nq Nk;
+                             row_variance = mean_i var_j A_h[i, j];
+                             key_map_j, query_map_i: means of column j and row i over the heads
+        "centered_variance"  the moments, and the variance of A_h[i, j] - mean_j A_h[i, j]
+                             - mean_i A_h[i, j] + mean_ij A_h[i, j]
+        "softmax"            logsumexp_hi = log sum_j exp A_h[i, j]
+                             entropy_hi   = -sum_j p_j log p_j in nats, p = softmax_j A_h[i, j]
+        "median"             the lower median (torch's) of the image's logits, exactly
 
+    Costs: forming the logits, H Nq Nk d multiply-adds, dominates. "moments" and "softmax" form
+    them once, "centered_variance" twice, "median" three times; together they share these passes.
+    For means alone :func:`attention_logits_mean` needs no logits at all.
 
-def _check_dtype(op: str, name: str, t: Tensor) -> None:
-    torch._check(
-        t.dtype in _DTYPES,
-        lambda: f"{op}: {name} should be float32, bfloat16 or float16, got {t.dtype}",
+    Args:
+        q: queries [B, H, Nq, d], float32, bfloat16 or float16, d <= 128, any strides.
+        k: keys [B, H, Nk, d], the same dtype.
+        scale: the factor of the logits, usually d ** -0.5.
+        stats: names of the above, one or more.
+        heads: "all", or "average" for the statistics of one matrix, (1/H) sum_h A_h; then H' is 1,
+            otherwise it is H. One head is ``q[:, h : h + 1], k[:, h : h + 1]``.
+
+    Returns:
+        head, image, key_map, query_map, logsumexp, entropy and median, all float32; None where not
+        asked for. NaN and infinite logits act as in torch, in their own image only: a NaN makes
+        the image's values, maximum, minimum and median NaN; a row whose maximum is infinite has
+        that as its logsumexp; a row with a NaN or infinite logit has NaN as its entropy.
+
+    Raises:
+        ValueError: stats or heads is not as above.
+        RuntimeError: a shape, dtype or device is not as above, H, N or d is 0, or gradients are
+            asked for.
+    """
+    if isinstance(stats, str) or not stats or not set(stats) <= _LOGITS_STATS.keys():
+        names = ", ".join(_LOGITS_STATS)
+        raise ValueError(f"stats should be a tuple of one or more of {names}, got {stats!r}")
+    if heads not in ("all", "average"):
+        raise ValueError(f'heads should be "all" or "average", got {heads!r}')
+    bits = sum(bit for name, bit in _LOGITS_STATS.items() if name in stats)
+    head, image, key_map, query_map, logsumexp, entropy, median = (
+        torch.ops.fiqa_fast.attention_logits_stats(q, k, scale, bits, heads == "average")
     )
+    moments = "moments" in stats or "centered_variance" in stats
 
+    def values(table: Tensor) -> LogitsValues | None:
+        if not moments:
+            return None
+        columns = LogitsValues(*table.unbind(-1))
+        return columns if "centered_variance" in stats else columns._replace(centered_variance=None)
 
-def _check_device(op: str, name: str, t: Tensor, like_name: str, like: Tensor) -> None:
-    torch._check(
-        t.device == like.device,
-        lambda: (
-            f"{op}: {name} should be on the device of {like_name}, {like.device}, got {t.device}"
-        ),
+    return AttentionLogitsStats(
+        head=values(head),
+        image=values(image),
+        key_map=key_map if moments else None,
+        query_map=query_map if moments else None,
+        logsumexp=logsumexp if "softmax" in stats else None,
+        entropy=entropy if "softmax" in stats else None,
+        median=median if "median" in stats else None,
     )
-
-
-def _check_layer_norm(
-    op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> None:
-    torch._check(x.dim() == 3, lambda: f"{op}: x should be [B, N, D], got {_shape(x)}")
-    for size in x.shape[1:]:
-        torch._check(
-            size > 0,
-            lambda: f"{op}: x should have N > 0 tokens of D > 0 channels, got {_shape(x)}",
-        )
-    _check_dtype(op, "x", x)
-    torch._check(
-        math.isfinite(eps) and eps >= 0,
-        lambda: f"{op}: eps should be finite and not negative, got {eps:g}",
-    )
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is None:
-            continue
-
-        def text(name: str = name, parameter: Tensor = parameter) -> str:
-            return (
-                f"{op}: {name} should have shape [{x.shape[2]}], the last of x,"
-                f" got {_shape(parameter)}"
-            )
-
-        torch._check(parameter.dim() == 1, text)
-        torch._check(parameter.shape[0] == x.shape[2], text)
-        _check_device(op, name, parameter, "x", x)
-        _check_dtype(op, name, parameter)
-
-
-@torch.library.register_fake("fiqa_fast::mean_layer_norm")
-def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    _check_layer_norm("mean_layer_norm", x, weight, bias, eps)
-    return x.new_empty((x.shape[0], x.shape[2]), dtype=torch.float32)
-
-
-@torch.library.register_fake("fiqa_fast::layer_norm_dot")
-def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, w: Tensor) -> Tensor:
-    op = "layer_norm_dot"
-    _check_layer_norm(op, x, weight, bias, eps)
-
-    def text() -> str:
-        return (
-            f"{op}: w should have shape [{x.shape[1]}, {x.shape[2]}], the tokens and channels of x,"
-            f" got {_shape(w)}"
-        )
-
-    torch._check(w.dim() == 2, text)
-    for axis in (0, 1):
-        torch._check(w.shape[axis] == x.shape[axis + 1], text)
-    _check_device(op, "w", w, "x", x)
-    torch._check(w.dtype == torch.float32, lambda: f"{op}: w should be float32, got {w.dtype}")
-    return x.new_empty((x.shape[0],), dtype=torch.float32)
-
-
-@torch.library.register_fake("fiqa_fast::add_layer_norm")
-def _(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    dtype: torch.dtype,
-    mean_from: int,
-    w: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    op = "add_layer_norm"
-    _check_layer_norm(op, x, weight, bias, eps)
-    torch._check(x.dtype == torch.float32, lambda: f"{op}: x should be float32, got {x.dtype}")
-
-    def text() -> str:
-        return f"{op}: residual should have the shape of x, {_shape(x)}, got {_shape(residual)}"
-
-    torch._check(residual.dim() == 3, text)
-    for axis in range(3):
-        torch._check(residual.shape[axis] == x.shape[axis], text)
-    _check_device(op, "residual", residual, "x", x)
-    _check_dtype(op, "residual", residual)
-    B, N, D = x.shape
-    torch._check(
-        -1 <= mean_from < N,
-        lambda: f"{op}: mean_from should be -1 or a token of x, below {N}, got {mean_from}",
-    )
-    if w is not None:
-
-        def w_text() -> str:
-            return (
-                f"{op}: w should have at most the tokens and all channels of x, [1 to {N}, {D}],"
-                f" got {_shape(w)}"
-            )
-
-        torch._check(w.dim() == 2, w_text)
-        torch._check(w.shape[0] > 0, w_text)
-        torch._check(w.shape[0] <= N, w_text)
-        torch._check(w.shape[1] == D, w_text)
-        _check_device(op, "w", w, "x", x)
-        torch._check(w.dtype == torch.float32, lambda: f"{op}: w should be float32, got {w.dtype}")
-    torch._check(
-        dtype in _DTYPES,
-        lambda: f"{op}: dtype should be float32, bfloat16 or float16, got {dtype}",
-    )
-    return (
-        x.new_empty((B, N, D)),
-        x.new_empty((B, N, D), dtype=dtype),
-        x.new_empty((B, D) if mean_from >= 0 else (0,)),
-        x.new_empty((B,) if w is not None else (0,)),
-    )
-
-
-@torch.library.register_fake("fiqa_fast::batch_invariant_linear")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    op = "batch_invariant_linear"
-    torch._check(x.dim() == 2, lambda: f"{op}: x should be [B, K], got {_shape(x)}")
-
-    def columns() -> str:
-        return (
-            f"{op}: weight should be [O, {x.shape[1]}], with as many columns as x, got"
-            f" {_shape(weight)}"
-        )
-
-    torch._check(weight.dim() == 2, columns)
-    torch._check(weight.shape[1] == x.shape[1], columns)
-    for size in weight.shape:
-        torch._check(
-            size > 0, lambda: f"{op}: weight should have O > 0 and K > 0, got {_shape(weight)}"
-        )
-    torch._check(x.dtype == torch.float32, lambda: f"{op}: x should be float32, got {x.dtype}")
-    _check_dtype(op, "weight", weight)
-    _check_device(op, "weight", weight, "x", x)
-    if bias is not None:
-
-        def rows() -> str:
-            return (
-                f"{op}: bias should have shape [{weight.shape[0]}], one for each row of weight, got"
-                f" {_shape(bias)}"
-            )
-
-        torch._check(bias.dim() == 1, rows)
-        torch._check(bias.shape[0] == weight.shape[0], rows)
-        _check_device(op, "bias", bias, "x", x)
-        _check_dtype(op, "bias", bias)
-    return x.new_empty((x.shape[0], weight.shape[0]))
-
-
-@torch.library.register_fake("fiqa_fast::attention_logits_mean")
-def _(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    op = "attention_logits_mean"
-    torch._check(q.dim() == 4, lambda: f"{op}: q should be [B, H, Nq, d], got {_shape(q)}")
-    torch._check(k.dim() == 4, lambda: f"{op}: k should be [B, H, Nk, d], got {_shape(k)}")
-    for axis in (0, 1, 3):
-        torch._check(
-            q.shape[axis] == k.shape[axis],
-            lambda: f"{op}: q and k should agree in B, H and d, got {_shape(q)} and {_shape(k)}",
-        )
-    for size in (*q.shape[1:], k.shape[2]):
-        torch._check(
-            size > 0,
-            lambda: (
-                f"{op}: q and k should have H > 0, N > 0 and d > 0, got {_shape(q)} and {_shape(k)}"
-            ),
-        )
-    _check_dtype(op, "q", q)
-    torch._check(
-        k.dtype == q.dtype, lambda: f"{op}: k should have the dtype of q, {q.dtype}, got {k.dtype}"
-    )
-    _check_device(op, "k", k, "q", q)
-    B, H, Nq, d = q.shape
-    Nk = k.shape[2]
-
-    def empty(*shape: int) -> Tensor:
-        return q.new_empty(shape, dtype=torch.float32)
-
-    return empty(B, H), empty(B, Nk), empty(B, Nq), empty(B, H, d)
 
 
 def _register_inference_only(op: str) -> None:
@@ -440,6 +348,7 @@ for _op in (
     "add_layer_norm",
     "batch_invariant_linear",
     "attention_logits_mean",
+    "attention_logits_stats",
 ):
     _register_inference_only(_op)
     # Registered as the CUDA implementation, so that the ordinary path pays nothing for the message.

@@ -7,12 +7,14 @@ Slow on purpose and differentiable: every fast path is tested against these func
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fiqa_fast.ops import AddLayerNorm, AttentionLogitsMean
+from fiqa_fast.ops import AddLayerNorm, AttentionLogitsMean, AttentionLogitsStats, LogitsValues
 
 if TYPE_CHECKING:
     from fiqa_fast.models import FaceViT
@@ -113,6 +115,54 @@ def attention_logits_mean(
     )
 
 
+def attention_logits_stats(
+    q: Tensor,  # [B, H, Nq, d]
+    k: Tensor,  # [B, H, Nk, d]
+    scale: float,
+    stats: Sequence[str] = ("moments",),
+    heads: str = "all",
+    dtype: torch.dtype = torch.float64,
+) -> AttentionLogitsStats:
+    """Statistics of the attention logits, from the full H Nq Nk logits."""
+    logits = scale * q.to(dtype) @ k.to(dtype).transpose(-2, -1)  # [B, H, Nq, Nk]
+    if heads == "average":
+        logits = logits.mean(dim=1, keepdim=True)
+    moments = "moments" in stats or "centered_variance" in stats
+    softmax = "softmax" in stats
+    centered = _centered(logits) if "centered_variance" in stats else None
+
+    def values(dim: tuple[int, ...]) -> LogitsValues:
+        variance = logits.var(dim=dim, correction=0)
+        n = math.prod(logits.shape[axis] for axis in dim)
+        return LogitsValues(
+            mean=logits.mean(dim=dim),
+            max=logits.amax(dim=dim),
+            min=logits.amin(dim=dim),
+            variance=variance,
+            unbiased_variance=variance * n / (n - 1) if n > 1 else variance * torch.nan,
+            row_variance=logits.var(dim=3, correction=0).mean(dim=dim[:-1]),
+            centered_variance=None if centered is None else centered.square().mean(dim=dim),
+        )
+
+    return AttentionLogitsStats(
+        head=values((2, 3)) if moments else None,
+        image=values((1, 2, 3)) if moments else None,
+        key_map=logits.mean(dim=(1, 2)) if moments else None,
+        query_map=logits.mean(dim=(1, 3)) if moments else None,
+        logsumexp=logits.logsumexp(dim=3) if softmax else None,
+        entropy=-(logits.softmax(dim=3) * logits.log_softmax(dim=3)).sum(dim=3)
+        if softmax
+        else None,
+        median=logits.flatten(1).median(dim=1).values if "median" in stats else None,
+    )
+
+
+def _centered(logits: Tensor) -> Tensor:  # [B, H, Nq, Nk]
+    """The doubly centred logits, without the means of rows and columns."""
+    rows, columns = logits.mean(dim=3, keepdim=True), logits.mean(dim=2, keepdim=True)
+    return logits - rows - columns + logits.mean(dim=(2, 3), keepdim=True)
+
+
 def reduce_logits(
     logits: Tensor,  # [B, H, N, N]
     reduction: str = "mean",
@@ -131,9 +181,7 @@ def reduce_logits(
     if reduction == "row_variance":
         return logits.var(dim=3, correction=0).mean(dim=(1, 2))
     if reduction == "centered_variance":
-        centred = logits - logits.mean(dim=3, keepdim=True) - logits.mean(dim=2, keepdim=True)
-        centred = centred + logits.mean(dim=(2, 3), keepdim=True)
-        return centred.square().mean(dim=(1, 2, 3))
+        return _centered(logits).square().mean(dim=(1, 2, 3))
     values = logits.flatten(1)
     if reduction == "mean":
         return values.mean(dim=1)

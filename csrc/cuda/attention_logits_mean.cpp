@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_logits_mean_cuda(
     const Tensor& q,  // [B, H, Nq, d]
     const Tensor& k,  // [B, H, Nk, d]
     double scale) {
-  const AttentionLogitsMeanInputs in = check_attention_logits_mean(q, k);
+  const AttentionLogitsInputs in = check_attention_logits_mean(q, k);
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   const Tensor head_scores = empty_float32({in.images, in.heads}, q);
   const Tensor key_map = empty_float32({in.images, in.k_tokens}, q);

@@ -1,30 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "ops/checks.h"
+#include "ops/attention_logits.h"
 
 namespace fiqa_fast {
 
-struct AttentionLogitsMeanInputs {
-  DType dtype;
-  int64_t images, heads, q_tokens, k_tokens, head_dim;  // B, H, Nq, Nk, d
-};
-
-inline AttentionLogitsMeanInputs check_attention_logits_mean(const Tensor& q,    // [B, H, Nq, d]
-                                                             const Tensor& k) {  // [B, H, Nk, d]
-  constexpr const char* op = "attention_logits_mean";
-  check(q.dim() == 4, op, ": q should be [B, H, Nq, d], got ", shape_text(q));
-  check(k.dim() == 4, op, ": k should be [B, H, Nk, d], got ", shape_text(k));
-  check(q.size(0) == k.size(0) && q.size(1) == k.size(1) && q.size(3) == k.size(3), op,
-        ": q and k should agree in B, H and d, got ", shape_text(q), " and ", shape_text(k));
-  check(q.size(1) > 0 && q.size(2) > 0 && k.size(2) > 0 && q.size(3) > 0, op,
-        ": q and k should have H > 0, N > 0 and d > 0, got ", shape_text(q), " and ",
-        shape_text(k));
-  const DType dtype = check_dtype(op, "q", q);
-  check(k.scalar_type() == q.scalar_type(), op, ": k should have the dtype of q, ",
-        dtype_text(q.scalar_type()), ", got ", dtype_text(k.scalar_type()));
-  check_same_device(op, "k", k, "q", q);
-  return {dtype, q.size(0), q.size(1), q.size(2), k.size(2), q.size(3)};
+inline AttentionLogitsInputs check_attention_logits_mean(const Tensor& q,    // [B, H, Nq, d]
+                                                         const Tensor& k) {  // [B, H, Nk, d]
+  return check_attention_logits("attention_logits_mean", q, k);
 }
 
 }  // namespace fiqa_fast

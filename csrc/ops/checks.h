@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checks that the CPU and CUDA implementations share, so that both refuse the same inputs with the
-// same words. fiqa_fast/ops.py repeats those on shapes and dtypes for fake tensors.
+// same words. fiqa_fast/_fake.py repeats those on shapes and dtypes for fake tensors.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

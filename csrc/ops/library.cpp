@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The schemas of all operators. Implementations register themselves at the bottom of
-// csrc/cpu/<op>.cpp and csrc/cuda/<op>.cpp; fake implementations stand in fiqa_fast/ops.py.
+// csrc/cpu/<op>.cpp and csrc/cuda/<op>.cpp; fake implementations stand in fiqa_fast/_fake.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fiqa_fast, m) {
@@ -14,4 +14,8 @@ STABLE_TORCH_LIBRARY(fiqa_fast, m) {
   m.def(
       "attention_logits_mean(Tensor q, Tensor k, float scale) -> "
       "(Tensor head_scores, Tensor key_map, Tensor query_map, Tensor q_mean)");
+  m.def(
+      "attention_logits_stats(Tensor q, Tensor k, float scale, int stats, bool average_heads) -> "
+      "(Tensor head_values, Tensor image_values, Tensor key_map, Tensor query_map, "
+      "Tensor logsumexp, Tensor entropy, Tensor median)");
 }

@@ -66,6 +66,11 @@ FIQA_FAST_INLINE Vec operator*(Vec a, Vec b) {
   return a;
 }
 
+FIQA_FAST_INLINE Vec operator/(Vec a, Vec b) {
+  for (int p = 0; p < kParts; ++p) a.part[p] /= b.part[p];
+  return a;
+}
+
 // a * b + c: fused where the processor can.
 FIQA_FAST_INLINE Vec fma(Vec a, Vec b, Vec c) {
   for (int p = 0; p < kParts; ++p) {
@@ -80,6 +85,35 @@ FIQA_FAST_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
   }
   return c;
+}
+
+// Lane by lane; b where a is NaN.
+FIQA_FAST_INLINE Vec max(Vec a, Vec b) {
+  for (int p = 0; p < kParts; ++p) {
+#if defined(__AVX512F__)
+    b.part[p] = _mm512_maskz_max_ps(0xffff, a.part[p], b.part[p]);
+#elif defined(__AVX2__)
+    b.part[p] = _mm256_max_ps(a.part[p], b.part[p]);
+#else
+    const Words greater = (Words)(a.part[p] > b.part[p]);
+    b.part[p] = (Floats)((greater & (Words)a.part[p]) | (~greater & (Words)b.part[p]));
+#endif
+  }
+  return b;
+}
+
+FIQA_FAST_INLINE Vec min(Vec a, Vec b) {
+  for (int p = 0; p < kParts; ++p) {
+#if defined(__AVX512F__)
+    b.part[p] = _mm512_maskz_min_ps(0xffff, a.part[p], b.part[p]);
+#elif defined(__AVX2__)
+    b.part[p] = _mm256_min_ps(a.part[p], b.part[p]);
+#else
+    const Words less = (Words)(a.part[p] < b.part[p]);
+    b.part[p] = (Floats)((less & (Words)a.part[p]) | (~less & (Words)b.part[p]));
+#endif
+  }
+  return b;
 }
 
 FIQA_FAST_INLINE Floats widen_bfloat16(Halves bits) {
