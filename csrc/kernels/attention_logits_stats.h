@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "kernels/shapes.h"
+
 namespace fiqa_fast {
 
 constexpr int64_t kAttentionLogitsStatsMaxHeadDim = 128;
@@ -27,12 +29,23 @@ enum Value : int64_t {
 };
 
 // The centred variance is a column of the moments, so either asks for all of them.
-constexpr bool asks_moments(int64_t stats) { return stats & (kMomentsBit | kCenteredVarianceBit); }
-constexpr bool asks_centered_variance(int64_t stats) { return stats & kCenteredVarianceBit; }
-constexpr bool asks_softmax(int64_t stats) { return stats & kSoftmaxBit; }
-constexpr bool asks_median(int64_t stats) { return stats & kMedianBit; }
+FIQA_FAST_HOST_DEVICE constexpr bool asks_moments(int64_t stats) {
+  return stats & (kMomentsBit | kCenteredVarianceBit);
+}
+FIQA_FAST_HOST_DEVICE constexpr bool asks_centered_variance(int64_t stats) {
+  return stats & kCenteredVarianceBit;
+}
+FIQA_FAST_HOST_DEVICE constexpr bool asks_softmax(int64_t stats) { return stats & kSoftmaxBit; }
+FIQA_FAST_HOST_DEVICE constexpr bool asks_median(int64_t stats) { return stats & kMedianBit; }
 
 }  // namespace logits
+
+// q or k.
+struct AttentionTokens {
+  const void* data;                                                 // [B, H, N, d]
+  int64_t tokens;                                                   // N
+  int64_t image_stride, head_stride, token_stride, channel_stride;  // in elements
+};
 
 // Contiguous. H' is H, or 1 where the heads' logits are averaged first. What was not asked for has
 // no elements.

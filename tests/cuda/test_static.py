@@ -63,7 +63,25 @@ def test_vector_variants_load_16_bytes_at_a_time(arch):
         vector = {name: text for name, text in code.items() if ", vector>" in name}
         assert vector, source.stem
         for name, text in vector.items():
-            assert re.search(r"LDG\.E(\.\w+)*\.128", text), f"{source.stem}.{name}"
+            assert re.search(r"LDG(STS)?\.E(\.\w+)*\.128", text), f"{source.stem}.{name}"
+
+
+@pytest.mark.parametrize("arch", compiled.ARCHS)
+def test_tiles_of_16_bits_run_on_tensor_cores(arch):
+    """Multiplied by them, brought to them by ldmatrix, and to shared memory past the registers."""
+    if compiled.disassembler() is None:
+        pytest.skip("no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    source = compiled.KERNELS / "cuda/attention_logits_stats.cu"
+    tiles = re.compile(r"(moments|deviations|count)<(bfloat16|float16), (vector|scalar)>")
+    found = 0
+    for name, text in compiled.machine_code(source, arch).items():
+        if not tiles.fullmatch(name):
+            continue
+        found += 1
+        assert "HMMA.16816.F32" in text, name
+        assert re.search(r"LDSM\.16\.\w+\.4", text), name
+        assert "vector" not in name or re.search(r"LDGSTS\.E\.BYPASS\.128", text), name
+    assert found == 12
 
 
 def ptx_of(launch: Launch) -> Path:

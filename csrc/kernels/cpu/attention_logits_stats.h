@@ -22,13 +22,6 @@ constexpr int64_t kAttentionLogitsStatsKeysPerTile = 64;
 // Counters of one digit, of at most 11 bits, of the median.
 constexpr int64_t kLogitDigits = 2048;
 
-// q or k.
-struct AttentionTokens {
-  const void* data;                                                 // [B, H, N, d]
-  int64_t tokens;                                                   // N
-  int64_t image_stride, head_stride, token_stride, channel_stride;  // in elements
-};
-
 // What one query's logits come to.
 struct LogitsRow {
   double mean, squares;  // the sum of squares about the mean; later, of the doubly centred logits

@@ -28,9 +28,9 @@ from mutations.table import MUTATIONS, Mutation
 from operators import ALL
 
 # With the most elements of a shape: sanitizers are slower.
-LADDER: list[tuple[Variant, int]] = [(FAST, 20000), (ADDRESS, 6000), (THREAD, 500)]
-# Every seventh: some of each file.
-SAMPLE = MUTATIONS[::7]
+LADDER: list[tuple[Variant, int]] = [(FAST, 100000), (ADDRESS, 6000), (THREAD, 500)]
+# Every fourth: some of each file.
+SAMPLE = MUTATIONS[::4]
 TIMEOUT = 120.0  # seconds that a mutant may run; some would loop for ever
 
 

@@ -19,6 +19,8 @@ MEAN = "mean_layer_norm.cu"
 DOT = "layer_norm_dot.cu"
 LOGITS = "attention_logits_mean.cu"
 LINEAR = "batch_invariant_linear.cu"
+STATS = "attention_logits_stats.cu"
+TILE = "logits_tile.cuh"
 STATISTICS = "layer_norm.cuh"
 VECTORS = "vec.cuh"
 
@@ -354,5 +356,203 @@ MUTATIONS = [
         " &&\n      rows_are_aligned(a.weight, sizeof(T), a.inputs, a.weight_stride, "
         "&a.weight_row_stride, 1);",
         ";",
+    ),
+    Mutation(
+        TILE,
+        "missing wait: the tile is multiplied while it still comes",
+        "      cp_async_wait<1>();\n",
+        "",
+    ),
+    Mutation(TILE, "missing wait: one group too many may be pending", "wait<1>", "wait<2>"),
+    Mutation(
+        TILE,
+        "missing barrier: other threads' copies have not landed",
+        f"      cp_async_wait<1>();\n      {BARRIER}\n",
+        "      cp_async_wait<1>();\n",
+    ),
+    Mutation(
+        TILE,
+        "missing barrier: slabs are overwritten while they are read",
+        f"      {BARRIER}  // before the slabs just read are overwritten\n",
+        "",
+    ),
+    Mutation(TILE, "missing commit: nothing is waited for", "cp_async_commit();  // if", "// if"),
+    Mutation(
+        TILE,
+        "wrong buffer: the slab ahead lands on the one that is read",
+        "begin(tile, slab + 1, 1 - place);",
+        "begin(tile, slab + 1, place);",
+    ),
+    Mutation(TILE, "wrong swizzle", "rows[row][group ^ (row & 7)]", "rows[row][(group ^ row) & 3]"),
+    Mutation(
+        TILE,
+        "off by one: a token past the last",
+        "first + row < side.tokens && c < head_dim;",
+        "first + row <= side.tokens && c < head_dim;",
+    ),
+    Mutation(
+        TILE,
+        "channels past the head's last",
+        "first + row < side.tokens && c < head_dim;",
+        "first + row < side.tokens;",
+    ),
+    Mutation(
+        TILE,
+        "wrong stride: keys are read as queries lie",
+        "k + head * in.k.head_stride, in.k,",
+        "k + head * in.q.head_stride, in.k,",
+    ),
+    Mutation(
+        TILE, "wrong lanes name the rows of a", "warp * 16 + lane % 16,", "warp * 16 + lane / 2,"
+    ),
+    Mutation(
+        TILE,
+        "wrong lanes name the rows of b",
+        "lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2",
+        "lane / 8 % 2 * 8 + lane % 8, 2 * step + lane / 16",
+    ),
+    Mutation(
+        TILE,
+        "dropped step: the channels' tail",
+        "for (int step = 0; 16 * step < channels; ++step)",
+        "for (int step = 0; 16 * step + 15 < channels; ++step)",
+    ),
+    Mutation(
+        TILE,
+        "dropped channel of four",
+        "sum = fmaf(__uint_as_float(a.z), __uint_as_float(b.z), sum);",
+        "",
+    ),
+    Mutation(
+        TILE,
+        "dropped head of the average",
+        "const int depth = joined * per_head;",
+        "const int depth = (joined - (joined > 1)) * per_head;",
+    ),
+    Mutation(
+        TILE,
+        "wrong scale: applied to half",
+        "logits[n][i] *= in.scale;",
+        "logits[n][i] *= i < 2 ? in.scale : 1.0f;",
+    ),
+    Mutation(
+        TILE,
+        "sums of a tile go on in the next",
+        "  for (int tile = 0; tile < tiles; ++tile) {\n    Logits logits = {};",
+        "  Logits logits = {};\n  for (int tile = 0; tile < tiles; ++tile) {",
+    ),
+    Mutation(
+        STATS,
+        "off by one: a key past the last counts",
+        "key_of(n, j) < keys",
+        "key_of(n, j) <= keys",
+    ),
+    Mutation(
+        STATS,
+        "queries past the last count in the columns",
+        "(valid.query(1) ? logits[n][2 + j] : 0.0f)",
+        "logits[n][2 + j]",
+    ),
+    Mutation(
+        STATS,
+        "wrong lane: the columns' halves exchanged",
+        "const bool upper = lane & bit;",
+        "const bool upper = !(lane & bit);",
+    ),
+    Mutation(
+        STATS,
+        "dropped warp of the columns",
+        "for (int warp = 1; warp < kTileWarps; ++warp) sum += columns",
+        "for (int warp = 1; warp < kTileWarps - 1; ++warp) sum += columns",
+    ),
+    Mutation(
+        STATS,
+        "the exponentials keep their old maximum",
+        "m.exp_sum *= factor;",
+        "",
+    ),
+    Mutation(
+        STATS,
+        "the distance of two means does not count in their variance",
+        "fmaf(delta * delta, a.count * share, squares)",
+        "squares",
+    ),
+    Mutation(
+        STATS,
+        "the maximum of half a row's lanes",
+        "for (int bits = 1; bits < 4; bits *= 2) {\n        Moments other",
+        "for (int bits = 1; bits < 2; bits *= 2) {\n        Moments other",
+    ),
+    Mutation(
+        STATS,
+        "unguarded store: rows past the last query",
+        "if (threadIdx.x % 4 == 0 && query < a.q.tokens) store(",
+        "if (threadIdx.x % 4 == 0) store(",
+    ),
+    Mutation(
+        STATS,
+        "skipped tiles where the grid is small",
+        "i < Item::count(a); i += gridDim.x) {\n    const Item item(a, i);\n    MomentsVisitor",
+        "i < Item::count(a); i += 2 * gridDim.x) {\n    const Item item(a, i);\n    MomentsVisitor",
+    ),
+    Mutation(
+        STATS,
+        "dropped chunk of the columns",
+        "for (int64_t chunk = 0; chunk < chunks; ++chunk) sum +=",
+        "for (int64_t chunk = 0; chunk < chunks - (chunks > 1); ++chunk) sum +=",
+    ),
+    Mutation(
+        STATS,
+        "missing barrier: the block's sum before all warps' are there",
+        f"= value;\n  {BARRIER}\n  float all",
+        "= value;\n  float all",
+    ),
+    Mutation(
+        STATS,
+        "missing barrier: a sum overwrites the one before",
+        f"  {BARRIER}  // the results of the call before have been read\n",
+        "",
+    ),
+    Mutation(
+        STATS,
+        "the spread between heads does not count",
+        "fmaf(head[logits::kMean] - mean, head[logits::kMean] - mean, head[logits::kVariance])",
+        "head[logits::kVariance]",
+    ),
+    Mutation(
+        STATS,
+        "wrong centre: the mean is taken off twice",
+        "column_means[key_of(n, j)] - mean;",
+        "column_means[key_of(n, j)];",
+    ),
+    Mutation(
+        STATS,
+        "negative logits sort as positive ones",
+        "return bits & 0x80000000u ? ~bits : bits | 0x80000000u;",
+        "return bits;",
+    ),
+    Mutation(
+        STATS,
+        "the upper median",
+        "(a.matrices * a.q.tokens * a.k.tokens - 1) / 2",
+        "a.matrices * a.q.tokens * a.k.tokens / 2",
+    ),
+    Mutation(
+        STATS,
+        "counted whatever the digits before",
+        "inside && (key & digit.above) == digit.prefix",
+        "inside",
+    ),
+    Mutation(
+        STATS,
+        "a bin's count at its rank counts as below",
+        "lane < kBins && sum <= rank",
+        "lane < kBins && sum < rank",
+    ),
+    Mutation(
+        STATS,
+        "skipped warps of the counts",
+        "for (int64_t i = 0; i < per_image; ++i)",
+        "for (int64_t i = 0; i < per_image; i += 2)",
     ),
 ]

@@ -11,6 +11,7 @@ from emulation.calls import Call
 from operators import (
     add_layer_norm,
     attention_logits_mean,
+    attention_logits_stats,
     batch_invariant_linear,
     layer_norm_dot,
     mean_layer_norm,
@@ -21,6 +22,7 @@ ALL = {
     for module in (
         add_layer_norm,
         attention_logits_mean,
+        attention_logits_stats,
         batch_invariant_linear,
         layer_norm_dot,
         mean_layer_norm,
@@ -30,6 +32,7 @@ ALL = {
 SMALL = {
     "add_layer_norm": (5, 13, 40),
     "attention_logits_mean": (3, 3, 17, 20, 24),
+    "attention_logits_stats": (3, 2, 67, 70, 24),
     "batch_invariant_linear": (35, 2200, 34),
     "layer_norm_dot": (5, 13, 40),
     "mean_layer_norm": (5, 37, 40),

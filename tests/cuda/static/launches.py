@@ -61,6 +61,30 @@ class AttentionLogitsMeanArgs(ctypes.Structure):
     )
 
 
+class AttentionTokens(ctypes.Structure):
+    _fields_ = (
+        *(("data", _POINTER), ("tokens", _INT64)),
+        *((f"{name}_stride", _INT64) for name in ("image", "head", "token", "channel")),
+    )
+
+
+class LogitsInput(ctypes.Structure):
+    _fields_ = (
+        *(("dtype", _INT32), ("images", _INT64), ("heads", _INT64), ("head_dim", _INT64)),
+        *(("matrices", _INT64), ("scale", _FLOAT), ("q", AttentionTokens), ("k", AttentionTokens)),
+    )
+
+
+class AttentionLogitsStatsArgs(ctypes.Structure):
+    _fields_ = (
+        *(("input", LogitsInput), ("stats", _INT64)),
+        *((n, _POINTER) for n in ("head_values", "image_values", "key_map", "query_map")),
+        *((n, _POINTER) for n in ("logsumexp", "entropy", "median", "row_moments")),
+        *((n, _POINTER) for n in ("column_sums", "column_means", "centred_squares", "counts")),
+        ("searches", _POINTER),
+    )
+
+
 class BatchInvariantLinearArgs(ctypes.Structure):
     _fields_ = (
         *(("x", _POINTER), ("x_row_stride", _INT64), ("x_stride", _INT64)),
@@ -90,7 +114,9 @@ class Launch:
     shape: tuple[int, ...]
     blocks: int
     arguments: ctypes.Structure
-    more: tuple[int, ...] = ()  # 64-bit parameters after the struct
+    more: tuple[int, ...] = ()  # parameters after the struct
+    more_type: str = "u64"
+    threads: int = THREADS
 
     def __str__(self) -> str:
         return f"{self.operator}.{self.kernel}-{'x'.join(map(str, self.shape))}"
@@ -108,11 +134,11 @@ class Launch:
                 pointer = {"type": "pointer", "space": "global", "object": name}
                 declarations.append({**where, **pointer})
         for i, value in enumerate(self.more):
-            arguments.append({"parameter": i + 1, "type": "u64", "value": value})
+            arguments.append({"parameter": i + 1, "type": self.more_type, "value": value})
         return {
             "schema": "spverify.kernel-input/v1",
             "entry": entry,
-            "launch": {"grid_dim": [self.blocks, 1, 1], "block_dim": [THREADS, 1, 1]},
+            "launch": {"grid_dim": [self.blocks, 1, 1], "block_dim": [self.threads, 1, 1]},
             "declarations": declarations,
             "arguments": arguments,
         }
@@ -175,6 +201,45 @@ def _attention_logits_mean(B: int, H: int, Nq: int, Nk: int, d: int) -> list[Lau
     ]
 
 
+def _attention_logits_stats(
+    B: int,
+    H: int,
+    Nq: int,
+    Nk: int,
+    d: int,
+    matrices: int,
+    dtype: str = "float32",
+    tiles: tuple[str, ...] = ("moments", "deviations", "count"),
+) -> list[Launch]:
+    def side(N: int) -> AttentionTokens:
+        return AttentionTokens(SOME, N, H * N * d, N * d, d, 1)
+
+    kind = ("float32", "bfloat16", "float16").index(dtype)
+    given = LogitsInput(kind, B, H, d, matrices, d**-0.5, side(Nq), side(Nk))
+    args = AttentionLogitsStatsArgs(given, 15, *[SOME] * 13)
+
+    def launch(kernel: str, blocks: int, more: tuple[int, ...] = (), threads: int = 128) -> Launch:
+        shape, name = (B, H, Nq, Nk, d, matrices), "attention_logits_stats"
+        return Launch(name, kernel, shape, blocks, args, more, "u32", threads)
+
+    blocks, rows = B * matrices * _divide_up(Nq, 64), B * matrices
+    launches = [
+        launch(f"{kernel}<{dtype}, {variant}>", blocks, (1,) if kernel == "count" else ())
+        for variant in ("scalar", "vector")[: 1 + (d % (4 if kind == 0 else 8) == 0)]
+        for kernel in tiles
+    ]
+    if kind > 0:  # the others are the same for all
+        return launches
+    launches += [
+        launch("maps", _divide_up(B * (Nq + Nk), THREADS), threads=THREADS),
+        launch("heads", rows, threads=THREADS),
+        launch("centred", rows, threads=THREADS),
+        launch("images", _divide_up(B, THREADS), threads=THREADS),
+        launch("select", _divide_up(B, WARPS), (1,), THREADS),
+    ]
+    return launches
+
+
 def _batch_invariant_linear(B: int, K: int, outputs: int) -> list[Launch]:
     bias = Channelwise(SOME, 0, 1)
     args = BatchInvariantLinearArgs(SOME, K, 1, SOME, 0, K, 1, bias, B, K, outputs, SOME, SOME)
@@ -219,6 +284,14 @@ LAUNCHES = [
     *_attention_logits_mean(2, 1, 3, 9, 15),
     *_attention_logits_mean(1, 1, 33, 2, 24),
     *_attention_logits_mean(3, 1, 2, 1, 4),
+    *_attention_logits_stats(1, 1, 2, 3, 4, 1),
+    *_attention_logits_stats(2, 1, 1, 2, 5, 1),
+    *_attention_logits_stats(1, 1, 65, 1, 3, 1),
+    # Two tiles of two slabs, and one of an average of heads: the pipeline, which all three share.
+    *_attention_logits_stats(1, 1, 1, 65, 36, 1, tiles=("deviations",)),
+    *_attention_logits_stats(1, 2, 1, 3, 4, 1, tiles=("deviations",)),
+    *_attention_logits_stats(1, 1, 2, 3, 8, 1, "bfloat16"),
+    *_attention_logits_stats(1, 1, 2, 3, 8, 1, "float16"),
     *_batch_invariant_linear(3, 68, 5),
     *_batch_invariant_linear(33, 15, 2),
     *_batch_invariant_linear(2, 64, 34),
