@@ -19,6 +19,8 @@ struct Tiles {
   int rows = 32;
   int outputs = 32;
   int inputs = 64;
+  // Of combine on a multiprocessor: 80 registers a thread, for ptxas spills at 64.
+  int combine_blocks = 3;
 };
 constexpr Tiles kTiles;
 // An odd stride: threads that read one column of the tile meet different banks.
@@ -89,7 +91,8 @@ __global__ void __launch_bounds__(kTiles.threads) products(BatchInvariantLinearA
   }
 }
 
-__global__ void __launch_bounds__(kTiles.threads) combine(BatchInvariantLinearArgs a) {
+__global__ void __launch_bounds__(kTiles.threads, kTiles.combine_blocks)
+    combine(BatchInvariantLinearArgs a) {
   const int64_t count = a.rows * a.outputs;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kTiles.threads + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * kTiles.threads) {

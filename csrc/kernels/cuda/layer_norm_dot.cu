@@ -19,6 +19,9 @@ struct Tiles {
   // 8 warps, a token each, and no shared memory: 144 tokens of 32 images are 576 blocks, enough to
   // hide the latency of the two readings on any device.
   int threads = 256;
+  // Of token_values<vector> on a multiprocessor: 48 registers a thread. Left alone, ptxas takes 40
+  // for float32 and spills; without wide loads it does well.
+  int vector_blocks = 5;
 };
 constexpr Tiles kTiles;
 constexpr int kWarps = kTiles.threads / kWarp;
@@ -34,6 +37,8 @@ __global__ void __launch_bounds__(kTiles.threads) fold(LayerNormDotArgs a) {
   const int64_t padded = LayerNormDotArgs::padded(a.channels);
   for (int64_t n = first_row(); n < a.tokens; n += row_step()) {
     float folded_sum = 0.0f, constant = 0.0f;
+    // Unrolled as far as registers last: more of it spills.
+#pragma unroll 2
     for (int64_t c = lane; c < padded; c += kWarp) {
       float value = 0.0f;
       if (c < a.channels) {
@@ -54,7 +59,8 @@ __global__ void __launch_bounds__(kTiles.threads) fold(LayerNormDotArgs a) {
 }
 
 template <class T, bool kVector>
-__global__ void __launch_bounds__(kTiles.threads) token_values(LayerNormDotArgs a) {
+__global__ void __launch_bounds__(kTiles.threads, kVector ? kTiles.vector_blocks : 0)
+    token_values(LayerNormDotArgs a) {
   constexpr int kWidth = kGroup<T>;
   const int lane = threadIdx.x % kWarp;
   const int64_t padded = LayerNormDotArgs::padded(a.channels);
