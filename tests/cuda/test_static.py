@@ -80,9 +80,10 @@ def test_no_schedule_has_a_race(tmp_path):
     assert not failures, failures
 
 
-def test_a_missing_barrier_is_no_proof(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_missing_barrier_is_no_proof(dtype, tmp_path):
     pytest.importorskip("sentryward", reason="no sentryward: pip install sentryward")
-    launch = next(la for la in LAUNCHES if la.kernel == "products<float32, scalar>")
+    launch = next(la for la in LAUNCHES if la.kernel == f"products<{dtype}, scalar>")
     text, count = re.subn(
         r"^\s*bar\.sync\s+0;$", "", ptx_of(launch).read_text(), flags=re.MULTILINE
     )
@@ -90,3 +91,9 @@ def test_a_missing_barrier_is_no_proof(tmp_path):
     changed = tmp_path / "changed.ptx"
     changed.write_text(text)
     assert proved(launch, changed, tmp_path).startswith("potential_race")
+
+
+def test_every_kernel_is_proved():
+    """In every dtype and variant that is compiled."""
+    launched = {f"{launch.operator}.{launch.kernel}" for launch in LAUNCHES}
+    assert launched == set(compiled.resources("100"))

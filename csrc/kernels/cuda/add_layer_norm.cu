@@ -13,10 +13,9 @@ namespace {
 struct Tiles {
   // 8 warps, a token each, and no shared memory, as for layer_norm_dot.
   int threads = 256;
-  // On a multiprocessor: 40 registers a thread with wide loads, 64 without. Left alone, ptxas
-  // spills on some devices.
-  int vector_blocks = 6;
-  int scalar_blocks = 4;
+  // On a multiprocessor: up to 64 registers a thread. Left alone, ptxas takes fewer and spills on
+  // some devices; 1024 threads with four loads of 16 bytes still keep 64 KiB in flight.
+  int blocks = 4;
 };
 constexpr Tiles kTiles;
 constexpr int kWarps = kTiles.threads / kWarp;
@@ -60,9 +59,7 @@ __device__ inline void store_element(const AddLayerNormArgs& a, int64_t at, floa
 }
 
 template <class T, bool kVector>
-__global__ void __launch_bounds__(kTiles.threads,
-                                  kVector ? kTiles.vector_blocks : kTiles.scalar_blocks)
-    add_and_norm(AddLayerNormArgs a) {
+__global__ void __launch_bounds__(kTiles.threads, kTiles.blocks) add_and_norm(AddLayerNormArgs a) {
   const int lane = threadIdx.x % kWarp;
   const int64_t groups = divide_up(a.channels, kWidth);
   // What row_statistics reads: the sum, as it was written.
