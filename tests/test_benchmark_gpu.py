@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ SMALL = {
     "batch_invariant_linear": (3, 70, 9),
     "attention_logits_mean": (2, 8, 5, 64),
 }
+KERNELS = Path(gpu.ROOT, "csrc/kernels/cuda")
 operators = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 
 
@@ -70,6 +72,18 @@ def test_a_linear_layer_turns_from_memory_to_arithmetic_at_22_rows():
 def test_a_name_that_contains_a_known_one_is_not_known():
     assert "NVIDIA L40S" not in NOMINAL
     assert NOMINAL["NVIDIA L4"].name == "L4"
+
+
+@pytest.mark.parametrize("name", [o.name for o in OPERATORS])
+def test_header_comments_say_what_the_formulas_say(name, source_tree):
+    operator = next(o for o in OPERATORS if o.name == name)
+    header = (KERNELS / f"{name}.cu").read_text().split("#include")[0]
+    text = re.sub(r"\s*\n// ?", " ", header)
+    if name == "mean_layer_norm" and "Roofline" not in text:
+        pytest.skip("no roofline yet")
+    notes = [gpu_roofline.note(operator.cost(size, 2), H100_SXM) for size in operator.sizes]
+    sizes = [f"{list(size)} bfloat16" for size in operator.sizes]
+    assert any(n in text and s in text for n, s in zip(notes, sizes, strict=True)), notes
 
 
 @pytest.mark.parametrize(("one", "cache"), [(100, 50), (100, 1000), (7, 1000), (10**9, 1)])

@@ -2,6 +2,11 @@
 // x + residual and its LayerNorm, with one warp per token: it adds and stores the token, finds its
 // mean and standard deviation, and normalises it. A lane reads again only what it wrote itself, so
 // no barrier is needed, and a token of 512 channels is 2 KiB, still in the first-level cache.
+//
+// Roofline at [8, 144, 512] bfloat16, all of it in memory: 7.08 MB, 6.5 MFLOP: 2.11 us expected on
+// an H100 SXM (3.35 TB/s). 1152 tokens are 144 blocks, little more than one for each of 132
+// multiprocessors, so that a launch's few microseconds and the latency of three readings in a row
+// will show; from some 8 times as many tokens on, bytes are what counts.
 #include "kernels/cuda/add_layer_norm.h"
 
 #include "kernels/cuda/launch.cuh"

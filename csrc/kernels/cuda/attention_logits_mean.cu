@@ -5,6 +5,11 @@
 // The first kernel finds both means of one head of one image, and the head's score; the second has
 // one warp per token and multiplies it with the mean of the other side. No atomics: results are the
 // same every time.
+//
+// Roofline at [32, 8, 196, 64] bfloat16, q and k read from memory once: 12.96 MB, 19.3 MFLOP: 3.87
+// us expected on an H100 SXM (3.35 TB/s). The second kernel reads them again: from the second-level
+// cache (50 MB) while they fit, so that larger batches are expected to take up to twice their
+// bytes.
 #include "kernels/cuda/attention_logits_mean.h"
 
 #include "kernels/cuda/launch.cuh"

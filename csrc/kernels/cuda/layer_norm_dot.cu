@@ -7,6 +7,10 @@
 //   rstd (sum_d (x - mean) (g_d w[n, d])) + sum_d b_d w[n, d]
 //
 // The third adds the tokens of an image. No atomics: results are the same every time.
+//
+// Roofline at [32, 144, 512] bfloat16, read from memory once: 5.02 MB, 16.5 MFLOP: 1.50 us expected
+// on an H100 SXM (3.35 TB/s). So little that its three launches, a few microseconds each, will show
+// first; x is usually still in the second-level cache (50 MB) then, which only helps.
 #include "kernels/cuda/layer_norm_dot.h"
 
 #include "kernels/cuda/launch.cuh"
