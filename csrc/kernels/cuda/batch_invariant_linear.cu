@@ -4,6 +4,13 @@
 // The first kernel multiplies a tile of rows with a tile of weights over one chunk of K, staged in
 // shared memory: every sum belongs to one thread and runs in order. The second adds the chunks of
 // an output, in order, and the bias. The grid follows from the shape, but no sum follows from it.
+//
+// Roofline of an embedding head, [16, 73728, 512] bfloat16: 80.25 MB, 1208.0 MFLOP: 23.96 us
+// expected on an H100 SXM (3.35 TB/s). From 22 rows on, arithmetic (67 TFLOP/s in float32) would
+// take longer than memory. This kernel's own limit comes first: a 2 x 2 square of sums loads from
+// shared memory once per multiply-add, and every tile has 32 rows, which makes 36 x 16 blocks of 8
+// x 2048 x 4 loads of a warp, one per cycle on each of 132 multiprocessors: 163 us at 1.755 GHz.
+// Larger squares would divide that.
 #include "kernels/cuda/batch_invariant_linear.h"
 
 #include "kernels/cuda/launch.cuh"
@@ -19,6 +26,8 @@ struct Tiles {
   int rows = 32;
   int outputs = 32;
   int inputs = 64;
+  // Of combine on a multiprocessor: 80 registers a thread, for ptxas spills at 64.
+  int combine_blocks = 3;
 };
 constexpr Tiles kTiles;
 // An odd stride: threads that read one column of the tile meet different banks.
@@ -89,7 +98,8 @@ __global__ void __launch_bounds__(kTiles.threads) products(BatchInvariantLinearA
   }
 }
 
-__global__ void __launch_bounds__(kTiles.threads) combine(BatchInvariantLinearArgs a) {
+__global__ void __launch_bounds__(kTiles.threads, kTiles.combine_blocks)
+    combine(BatchInvariantLinearArgs a) {
   const int64_t count = a.rows * a.outputs;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kTiles.threads + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * kTiles.threads) {

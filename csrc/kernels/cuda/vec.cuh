@@ -31,11 +31,12 @@ __device__ inline float to_float(Float16 value) {
   return __half2float(__ushort_as_half(value.bits));
 }
 
-// To nearest, ties to even; NaN stays NaN.
+// To nearest, ties to even; NaN stays NaN. It is selected, for where kernels branch on data nothing
+// can be proved of them.
 __device__ inline BFloat16 to_bfloat16(float value) {
   const uint32_t bits = __float_as_uint(value);
-  if (value != value) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
-  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+  const uint32_t nan = bits | 0x400000u, rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return {static_cast<uint16_t>((value != value ? nan : rounded) >> 16)};
 }
 __device__ inline Float16 to_float16(float value) {
   return {__half_as_ushort(__float2half_rn(value))};

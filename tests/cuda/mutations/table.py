@@ -182,6 +182,12 @@ MUTATIONS = [
     ),
     Mutation(
         VECTORS,
+        "bfloat16 cut off instead of rounded",
+        "rounded = bits + 0x7fffu + ((bits >> 16) & 1u)",
+        "rounded = bits",
+    ),
+    Mutation(
+        VECTORS,
         "wide loads of rows that are not aligned",
         "aligned = aligned && strides[i] % group == 0",
         "aligned = aligned && strides[i] % 1 == 0",

@@ -17,6 +17,7 @@ _FLOAT, _INT32 = ctypes.c_float, ctypes.c_int32
 _TYPES = {_INT64: "s64", _INT32: "s32", _FLOAT: "f32"}
 # Any address but null: pointers are told apart by their names.
 SOME = 1 << 20
+DTYPES = ("float32", "bfloat16", "float16")  # in the order of csrc/kernels/dtype.h
 
 
 class Channelwise(ctypes.Structure):
@@ -160,41 +161,53 @@ def _divide_up(value: int, by: int) -> int:
     return -(-value // by)
 
 
-def _layer_norm(B: int, N: int, D: int) -> LayerNormInput:
-    parameters = (Channelwise(SOME, 0, 1), Channelwise(SOME, 0, 1))
-    return LayerNormInput(SOME, 0, B, N, D, N * D, D, 1, *parameters, 1e-5)
+def _variants(kernel: str, dtype: str, channels: int) -> list[str]:
+    """Both variants of a kernel, or the scalar one where groups of 16 bytes are not whole."""
+    group = 4 if dtype == "float32" else 8
+    return [f"{kernel}<{dtype}, {v}>" for v in ("scalar", "vector")[: 1 + (channels % group == 0)]]
 
 
-def _mean_layer_norm(B: int, N: int, D: int) -> list[Launch]:
-    args = MeanLayerNormArgs(_layer_norm(B, N, D), SOME, SOME)
+def _parameter(dtype: str) -> Channelwise:
+    return Channelwise(SOME, DTYPES.index(dtype), 1)
+
+
+def _layer_norm(B: int, N: int, D: int, dtype: str) -> LayerNormInput:
+    parameters = (_parameter(dtype), _parameter(dtype))
+    return LayerNormInput(SOME, DTYPES.index(dtype), B, N, D, N * D, D, 1, *parameters, 1e-5)
+
+
+def _mean_layer_norm(B: int, N: int, D: int, dtype: str = "float32") -> list[Launch]:
+    args = MeanLayerNormArgs(_layer_norm(B, N, D, dtype), SOME, SOME)
     chunks = _divide_up(N, 32)
-    sums = ("partial_sums<float32, scalar>", "partial_sums<float32, vector>")[: 1 + (D % 4 == 0)]
-    named = [(kernel, B * chunks) for kernel in sums] + [("combine", _divide_up(B * D, THREADS))]
+    named = [(kernel, B * chunks) for kernel in _variants("partial_sums", dtype, D)]
+    named.append(("combine", _divide_up(B * D, THREADS)))
     return [
         Launch("mean_layer_norm", kernel, (B, N, D), blocks, args, (chunks,))
         for kernel, blocks in named
     ]
 
 
-def _layer_norm_dot(B: int, N: int, D: int) -> list[Launch]:
-    args = LayerNormDotArgs(_layer_norm(B, N, D), SOME, D, 1, *[SOME] * 5)
-    values = ("token_values<float32, scalar>", "token_values<float32, vector>")[: 1 + (D % 4 == 0)]
-    named = [("fold", N), *((kernel, B * N) for kernel in values), ("combine", B)]
+def _layer_norm_dot(B: int, N: int, D: int, dtype: str = "float32") -> list[Launch]:
+    args = LayerNormDotArgs(_layer_norm(B, N, D, dtype), SOME, D, 1, *[SOME] * 5)
+    values = [(kernel, B * N) for kernel in _variants("token_values", dtype, D)]
+    named = [("fold", N), *values, ("combine", B)]
     return [
         Launch("layer_norm_dot", kernel, (B, N, D), _divide_up(rows, WARPS), args)
         for kernel, rows in named
     ]
 
 
-def _attention_logits_mean(B: int, H: int, Nq: int, Nk: int, d: int) -> list[Launch]:
+def _attention_logits_mean(
+    B: int, H: int, Nq: int, Nk: int, d: int, dtype: str = "float32"
+) -> list[Launch]:
     def side(N: int) -> AttentionSide:
         return AttentionSide(SOME, N, H * N * d, N * d, d, 1, SOME, SOME)
 
-    args = AttentionLogitsMeanArgs(0, B, H, d, d**-0.5, side(Nq), side(Nk), SOME)
-    variants = ("scalar", "vector")[: 1 + (d % 4 == 0)]
-    named = [(f"pool_heads<float32, {variant}>", B * H) for variant in variants]
+    sides = (side(Nq), side(Nk))
+    args = AttentionLogitsMeanArgs(DTYPES.index(dtype), B, H, d, d**-0.5, *sides, SOME)
     tokens = _divide_up(B * (Nq + Nk), WARPS)
-    named += [(f"maps<float32, {variant}>", tokens) for variant in variants]
+    named = [(kernel, B * H) for kernel in _variants("pool_heads", dtype, d)]
+    named += [(kernel, tokens) for kernel in _variants("maps", dtype, d)]
     return [
         Launch("attention_logits_mean", kernel, (B, H, Nq, Nk, d), blocks, args)
         for kernel, blocks in named
@@ -214,8 +227,7 @@ def _attention_logits_stats(
     def side(N: int) -> AttentionTokens:
         return AttentionTokens(SOME, N, H * N * d, N * d, d, 1)
 
-    kind = ("float32", "bfloat16", "float16").index(dtype)
-    given = LogitsInput(kind, B, H, d, matrices, d**-0.5, side(Nq), side(Nk))
+    given = LogitsInput(DTYPES.index(dtype), B, H, d, matrices, d**-0.5, side(Nq), side(Nk))
     args = AttentionLogitsStatsArgs(given, 15, *[SOME] * 13)
 
     def launch(kernel: str, blocks: int, more: tuple[int, ...] = (), threads: int = 128) -> Launch:
@@ -224,11 +236,11 @@ def _attention_logits_stats(
 
     blocks, rows = B * matrices * _divide_up(Nq, 64), B * matrices
     launches = [
-        launch(f"{kernel}<{dtype}, {variant}>", blocks, (1,) if kernel == "count" else ())
-        for variant in ("scalar", "vector")[: 1 + (d % (4 if kind == 0 else 8) == 0)]
-        for kernel in tiles
+        launch(kernel, blocks, (1,) if name == "count" else ())
+        for name in tiles
+        for kernel in _variants(name, dtype, d)
     ]
-    if kind > 0:  # the others are the same for all
+    if dtype != "float32":  # the others are the same for all
         return launches
     launches += [
         launch("maps", _divide_up(B * (Nq + Nk), THREADS), threads=THREADS),
@@ -240,12 +252,13 @@ def _attention_logits_stats(
     return launches
 
 
-def _batch_invariant_linear(B: int, K: int, outputs: int) -> list[Launch]:
-    bias = Channelwise(SOME, 0, 1)
-    args = BatchInvariantLinearArgs(SOME, K, 1, SOME, 0, K, 1, bias, B, K, outputs, SOME, SOME)
+def _batch_invariant_linear(B: int, K: int, outputs: int, dtype: str = "float32") -> list[Launch]:
+    weight = (SOME, DTYPES.index(dtype), K, 1)
+    args = BatchInvariantLinearArgs(
+        SOME, K, 1, *weight, _parameter(dtype), B, K, outputs, SOME, SOME
+    )
     items = _divide_up(B, 32) * _divide_up(outputs, 32) * _divide_up(K, 2048)
-    products = ("products<float32, scalar>", "products<float32, vector>")[: 1 + (K % 4 == 0)]
-    named = [(kernel, items) for kernel in products]
+    named = [(kernel, items) for kernel in _variants("products", dtype, K)]
     named.append(("combine", _divide_up(B * outputs, THREADS)))
     return [
         Launch("batch_invariant_linear", kernel, (B, K, outputs), blocks, args)
@@ -253,47 +266,57 @@ def _batch_invariant_linear(B: int, K: int, outputs: int) -> list[Launch]:
     ]
 
 
-def _add_layer_norm(B: int, N: int, D: int) -> list[Launch]:
-    strides = (N * D, D, 1)
-    parameters = (Channelwise(SOME, 0, 1), Channelwise(SOME, 0, 1))
+def _add_layer_norm(B: int, N: int, D: int, dtype: str = "float32") -> list[Launch]:
+    strides, code = (N * D, D, 1), DTYPES.index(dtype)
+    parameters = (_parameter(dtype), _parameter(dtype))
     args = AddLayerNormArgs(
-        SOME, *strides, SOME, 0, *strides, *parameters, B, N, D, 1e-5, SOME, SOME, 0
+        *(SOME, *strides, SOME, code, *strides, *parameters),
+        *(B, N, D, 1e-5, SOME, SOME, code),
     )
-    kernels = ("add_and_norm<float32, scalar>", "add_and_norm<float32, vector>")[: 1 + (D % 4 == 0)]
     return [
         Launch("add_layer_norm", kernel, (B, N, D), _divide_up(B * N, WARPS), args)
-        for kernel in kernels
+        for kernel in _variants("add_and_norm", dtype, D)
     ]
 
 
 # Small, for a proof's cost grows with all that the threads do; but with tails and several blocks.
 LAUNCHES = [
-    *_add_layer_norm(2, 9, 16),
+    *_add_layer_norm(1, 9, 16),
     *_add_layer_norm(1, 3, 40),
     *_add_layer_norm(3, 2, 15),
     *_add_layer_norm(1, 1, 132),
     *_mean_layer_norm(1, 33, 8),
     *_mean_layer_norm(2, 5, 15),
     *_mean_layer_norm(1, 3, 40),
-    *_mean_layer_norm(2, 2, 4),
-    *_layer_norm_dot(2, 9, 16),
+    *_mean_layer_norm(1, 2, 4),
+    *_layer_norm_dot(1, 9, 16),
     *_layer_norm_dot(1, 3, 40),
     *_layer_norm_dot(3, 2, 15),
     *_layer_norm_dot(1, 1, 132),
     *_attention_logits_mean(1, 2, 5, 4, 8),
     *_attention_logits_mean(2, 1, 3, 9, 15),
     *_attention_logits_mean(1, 1, 33, 2, 24),
-    *_attention_logits_mean(3, 1, 2, 1, 4),
+    *_attention_logits_mean(1, 1, 2, 1, 4),
     *_attention_logits_stats(1, 1, 2, 3, 4, 1),
     *_attention_logits_stats(2, 1, 1, 2, 5, 1),
     *_attention_logits_stats(1, 1, 65, 1, 3, 1),
     # Two tiles of two slabs, and one of an average of heads: the pipeline, which all three share.
     *_attention_logits_stats(1, 1, 1, 65, 36, 1, tiles=("deviations",)),
     *_attention_logits_stats(1, 2, 1, 3, 4, 1, tiles=("deviations",)),
-    *_attention_logits_stats(1, 1, 2, 3, 8, 1, "bfloat16"),
-    *_attention_logits_stats(1, 1, 2, 3, 8, 1, "float16"),
     *_batch_invariant_linear(3, 68, 5),
     *_batch_invariant_linear(33, 15, 2),
     *_batch_invariant_linear(2, 64, 34),
-    *_batch_invariant_linear(1, 4, 1),
+    # The same kernels over groups of eight, with parameters of the same dtype.
+    *(
+        launch
+        for dtype in DTYPES[1:]
+        for launch in (
+            *_add_layer_norm(1, 3, 24, dtype),
+            *_mean_layer_norm(1, 3, 24, dtype),
+            *_layer_norm_dot(1, 3, 24, dtype),
+            *_attention_logits_mean(1, 1, 5, 4, 24, dtype),
+            *_attention_logits_stats(1, 1, 2, 3, 8, 1, dtype),
+            *_batch_invariant_linear(2, 24, 3, dtype),
+        )
+    ),
 ]
