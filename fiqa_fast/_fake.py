@@ -15,6 +15,8 @@ from torch import Tensor
 from fiqa_fast import _load  # noqa: F401
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Of attention_logits_stats.
+MAX_HEAD_DIM = 128
 
 
 def _shape(t: Tensor) -> str:
@@ -223,7 +225,9 @@ def _(
     _check_attention_logits(op, q, k)
     B, H, Nq, d = q.shape
     Nk = k.shape[2]
-    torch._check(d <= 128, lambda: f"{op}: head_dim should be at most 128, got {d}")
+    torch._check(
+        d <= MAX_HEAD_DIM, lambda: f"{op}: head_dim should be at most {MAX_HEAD_DIM}, got {d}"
+    )
     torch._check(
         0 < stats < 16,
         lambda: (

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import attention_views
 
 from fiqa_fast import _load, ops, reference
 
@@ -81,28 +82,12 @@ def test_large_logits_keep_their_mean(device, assert_as_exact_as):
     check(q + 1e4, k - 1e4, scale, assert_as_exact_as)
 
 
-def views(q, k):
-    """The same q and k as views of what projections produce, and worse."""
-    B, H, N, d = q.shape
-    qkv = torch.stack([q, k, k], 0).permute(1, 3, 0, 2, 4).contiguous()  # [B, N, 3, H, d]
-    yield "fused [B, N, 3, H, d]", *qkv.permute(2, 0, 3, 1, 4)[:2]
-    qkv = torch.stack([q, k, k], 0).permute(1, 3, 2, 0, 4).contiguous()  # [B, N, H, 3, d]
-    yield "fused [B, N, H, 3, d]", *qkv.permute(3, 0, 2, 1, 4)[:2]
-    separate = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k)]
-    yield "[B, N, H, d]", *separate
-    yield "one of each", separate[0], k
-    yield "channels apart", *(t.transpose(2, 3).contiguous().transpose(2, 3) for t in (q, k))
-    yield "last stride 2", *(torch.stack([t, t * 0], 4).flatten(3)[..., ::2] for t in (q, k))
-    unaligned = [t.new_zeros(t.numel() + 1)[1:].view_as(t).copy_(t) for t in (q, k)]
-    yield "unaligned", *unaligned
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(2, 8, 37, 37, 64), (3, 3, 65, 65, 15), (1, 2, 4, 4, 1)])
 def test_layout_does_not_change_a_bit(shape, dtype, device):
     q, k, scale = inputs(shape, dtype, device)
     expected = ops.attention_logits_mean(q, k, scale)
-    for name, q_view, k_view in views(q, k):
+    for name, q_view, k_view in attention_views(q, k):
         assert torch.equal(q_view, q), name
         assert torch.equal(k_view, k), name
         assert equal(ops.attention_logits_mean(q_view, k_view, scale), expected), name

@@ -31,7 +31,14 @@ SCHEMAS = {
         "fiqa_fast::attention_logits_mean(Tensor q, Tensor k, float scale) -> "
         "(Tensor head_scores, Tensor key_map, Tensor query_map, Tensor q_mean)"
     ),
+    "attention_logits_stats": (
+        "fiqa_fast::attention_logits_stats(Tensor q, Tensor k, float scale, int stats, bool"
+        " average_heads) -> (Tensor head_values, Tensor image_values, Tensor key_map, Tensor"
+        " query_map, Tensor logsumexp, Tensor entropy, Tensor median)"
+    ),
 }
+
+LOGITS_STATS = {"moments": 1, "centered_variance": 2, "softmax": 4, "median": 8}
 
 
 def sample_inputs(op, device, dtype=torch.float32, requires_grad=False):
@@ -59,8 +66,27 @@ def sample_inputs(op, device, dtype=torch.float32, requires_grad=False):
         yield x[::2, ::3], random(16, 20).t(), None
         yield x[:0], random(20, 48), random(20)
     else:
-        yield random(2, 3, 37, 16), random(2, 3, 20, 16), 0.25
-        yield *random(2, 37, 2, 3, 16).permute(2, 0, 3, 1, 4).unbind(0), 0.25
+        more = [(), ()]
+        if op == "attention_logits_stats":
+            # No NaN, which opcheck would find different from itself.
+            more = [(tuple(LOGITS_STATS), "all"), (("centered_variance", "median"), "average")]
+        yield random(2, 3, 37, 16), random(2, 3, 20, 16), 0.25, *more[0]
+        yield *random(2, 37, 2, 3, 16).permute(2, 0, 3, 1, 4).unbind(0), 0.25, *more[1]
+
+
+def operator_arguments(op, arguments):
+    """The operator's own arguments, from those of its wrapper."""
+    if op == "attention_logits_stats":
+        *others, stats, heads = arguments
+        return *others, sum(LOGITS_STATS[name] for name in stats), heads == "average"
+    return arguments
+
+
+def tensors(result):
+    """The tensors of an operator's result, in order."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [tensor for part in result if part is not None for tensor in tensors(part)]
 
 
 @pytest.mark.parametrize("op", SCHEMAS)
@@ -73,7 +99,9 @@ def test_schema(op):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(op, dtype, device):
     for arguments in sample_inputs(op, device, dtype):
-        torch.library.opcheck(getattr(torch.ops.fiqa_fast, op).default, arguments)
+        torch.library.opcheck(
+            getattr(torch.ops.fiqa_fast, op).default, operator_arguments(op, arguments)
+        )
 
 
 def test_opcheck_without_mean_and_dot(device):
@@ -90,8 +118,7 @@ def test_compiles_without_graph_breaks(op, dynamic, device):
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic)
     for arguments in sample_inputs(op, device):
         with torch.no_grad():
-            expected, got = function(*arguments), compiled(*arguments)
-        expected, got = ((t,) if isinstance(t, torch.Tensor) else t for t in (expected, got))
+            expected, got = tensors(function(*arguments)), tensors(compiled(*arguments))
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
@@ -104,8 +131,7 @@ def test_fake_outputs_look_like_the_real_ones(op, device):
             fake = function(
                 *(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments)
             )
-        real, fake = ((t,) if isinstance(t, torch.Tensor) else t for t in (real, fake))
-        for r, f in zip(real, fake, strict=True):
+        for r, f in zip(tensors(real), tensors(fake), strict=True):
             assert (r.shape, r.dtype, r.device, r.stride()) == (
                 f.shape,
                 f.dtype,
@@ -119,11 +145,10 @@ def test_is_inference_only(op, device):
     function = getattr(ops, op)
     arguments = next(sample_inputs(op, device, requires_grad=True))
     with torch.no_grad():
-        without = function(*arguments)
+        without = tensors(function(*arguments))
     with torch.inference_mode():
         function(*arguments)
-    got = function(*arguments)
-    got, without = ((t,) if isinstance(t, torch.Tensor) else t for t in (got, without))
+    got = tensors(function(*arguments))
     assert all(torch.equal(a, b) for a, b in zip(got, without, strict=True))
     assert not without[0].requires_grad
     with pytest.raises(RuntimeError, match=f"{op} is inference-only .*reference.{op} to train"):
@@ -135,12 +160,12 @@ def test_may_be_called_from_several_threads(op):
     arguments = next(sample_inputs(op, "cpu"))
 
     def call(_):
-        result = getattr(ops, op)(*arguments)
-        return result if isinstance(result, torch.Tensor) else result[1]
+        return tensors(getattr(ops, op)(*arguments))
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(call, range(40)))
-    assert all(torch.equal(result, results[0]) for result in results)
+    for result in results:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 def test_isa_can_be_forced_from_the_environment(run_python):

@@ -17,7 +17,16 @@ import pytest
 import torch
 from PIL import Image
 
-from fiqa_fast import CheckpointError, FaceViT, ImageError, Scorer, ViTConfig, load_model, reference
+from fiqa_fast import (
+    CheckpointError,
+    FaceViT,
+    ImageError,
+    Scorer,
+    UnsupportedModelError,
+    ViTConfig,
+    load_model,
+    reference,
+)
 from fiqa_fast.quality.reductions import REDUCTIONS
 from fiqa_fast.scorer import OUTPUTS
 
@@ -351,6 +360,20 @@ def test_wrong_options(options: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word) as caught:
         Scorer(make_model(CONFIGS["patch16"]), **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_reductions_of_wide_heads(images: torch.Tensor, reduction: str) -> None:
+    """What needs every logit has kernels for heads of up to 128 features."""
+    model = make_model(ViTConfig(56, 130, 2, 1, 1, num_classes=8))
+    if reduction in ("median", "max", "inverse_std"):
+        text = f"reduction='{reduction}' takes heads of at most 128 features, .* model's have 130"
+        with pytest.raises(UnsupportedModelError, match=text):
+            Scorer(model, reduction=reduction)
+    else:
+        want = reference.block_logits(model, normalise(images))[-1]
+        got = Scorer(model, reduction=reduction, dtype="float32")(images).score
+        close(got, reference.reduce_logits(want, reduction), 2e-5)
 
 
 def test_wrong_model() -> None:

@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from .._fake import MAX_HEAD_DIM
+from ..errors import UnsupportedModelError
 from ..models.gauge import Gauge
 from ..models.vit import Block, FaceViT
 from .fusion import exit_weights
 from .method import Tap, Values, image_by_image
-from .reductions import REDUCTIONS, Heads, reduce_logits, select_heads
+from .reductions import OF_EVERY_LOGIT, REDUCTIONS, Heads, reduce_logits
 
 OUTPUTS = ("score", "patch_map", "query_map", "head_scores", "exit_scores")
 
@@ -107,6 +109,12 @@ class AttnFiqa:
         self.num_patches = vit.config.num_patches
         exit = depth if exit is None else exit
         _check_options(reduction, heads, vit.config.num_heads)
+        head_dim = vit.config.embed_dim // vit.config.num_heads
+        if reduction in OF_EVERY_LOGIT and head_dim > MAX_HEAD_DIM:
+            raise UnsupportedModelError(
+                f"reduction={reduction!r} takes heads of at most {MAX_HEAD_DIM} features, this "
+                f"model's have {head_dim}"
+            )
         self.outputs, self.reduction, self.heads, self.gauge = outputs, reduction, heads, gauge
         self.depth = depth
         self.maps = "patch_map" in outputs or "query_map" in outputs
@@ -178,8 +186,7 @@ class AttnFiqa:
         return {"value": value, "head_scores": head_scores}
 
     def _reduced(self, block: QueryKey, x: Tensor) -> Tensor:
-        q, k, scale = select_heads(*block.project(x), block.scale, self.heads)
-        return reduce_logits(q, k, scale, self.reduction)
+        return reduce_logits(*block.project(x), block.scale, self.reduction, self.heads)
 
     def _maps(
         self, number: int, block: QueryKey, x: Tensor, q_mean: Tensor, k_mean: Tensor

@@ -52,7 +52,7 @@ struct Elements {
       std::memcpy(&bytes[2 * i], &narrow, 2);
     } else {
       // Normal float16 numbers only: 10 bits of mantissa, exponents -14 to 15.
-      if (std::fabs(value) < 6.2e-5f) value = 0.0f;
+      if (std::fabs(value) < 0x1p-14f) value = 0.0f;
       value = float_of(bits_of(value) & 0xffffe000u);
       const uint32_t wide = bits_of(value);
       const uint32_t magnitude = value == 0.0f ? 0 : ((wide & 0x7fffffffu) >> 13) - (112u << 10);
