@@ -197,12 +197,12 @@ def measure(
 def table(entries: Sequence[dict[str, Any]]) -> str:
     """Microseconds: medians with quartiles, and ratios of medians."""
     lines = [
-        f"{'operator':<24}{'size':<18}{'dtype':<10}{'fiqa_fast us':>13}{'quartiles':>20}"
+        f"{'operator':<32}{'size':<18}{'dtype':<10}{'fiqa_fast us':>13}{'quartiles':>20}"
         f"{'least us':>10}{'reached':>9}{'eager':>8}{'compiled':>10}{'error':>10}"
     ]
     for entry in entries:
         size = "x".join(map(str, entry["size"]))
-        line = f"{entry['operator']:<24}{size:<18}{entry['dtype']:<10}"
+        line = f"{entry['operator']:<32}{size:<18}{entry['dtype']:<10}"
         ours = entry["functions"].get("fiqa_fast", {})
         if "failed" in entry:
             lines.append(f"{line}  FAILED, not timed: {entry['failed']}")

@@ -16,6 +16,8 @@ from torch import Tensor
 
 import bench_add_layer_norm
 import bench_attention_logits_mean
+import bench_attention_logits_stats
+import bench_attention_with_quality
 import bench_batch_invariant_linear
 import bench_layer_norm_dot
 import bench_mean_layer_norm
@@ -113,11 +115,65 @@ def _attention_reference(q: Tensor, k: Tensor) -> Any:
     return reference.attention_logits_mean(q, k, bench_attention_logits_mean.SCALE)
 
 
+def _stats_cost(size: Size, itemsize: int, outputs: int) -> Cost:
+    B, H, N, d = size
+    unit = "float32" if itemsize == 4 else "bfloat16"
+    # The products alone: what the reductions cost depends on how they are done.
+    return Cost(itemsize * 2 * B * H * N * d + 4 * outputs, 2 * B * H * N * N * d, unit)
+
+
+def _moments_cost(size: Size, itemsize: int) -> Cost:
+    B, H, N, _ = size
+    return _stats_cost(size, itemsize, 6 * B * (H + 1) + 2 * B * N)
+
+
+def _softmax_cost(size: Size, itemsize: int) -> Cost:
+    B, H, N, _ = size
+    return _stats_cost(size, itemsize, 2 * B * H * N)
+
+
+def _median_cost(size: Size, itemsize: int) -> Cost:
+    return _stats_cost(size, itemsize, size[0])
+
+
+def _stats(name: str, cost: Callable[[Size, int], Cost]) -> Operator:
+    def function(q: Tensor, k: Tensor) -> Any:
+        return ops.attention_logits_stats(q, k, _STATS.SCALE, (name,))
+
+    def expected(q: Tensor, k: Tensor) -> Any:
+        return reference.attention_logits_stats(q, k, _STATS.SCALE, (name,))
+
+    def eager(q: Tensor, k: Tensor) -> Any:
+        return reference.attention_logits_stats(q, k, _STATS.SCALE, (name,), dtype=q.dtype)
+
+    shown = "attention_logits_stats" + (f".{name}" if name != "moments" else "")
+    sizes = ((_STATS.B, _STATS.H, _STATS.N, _STATS.d),)
+    return Operator(shown, sizes, _attention_inputs, function, eager, expected, cost)
+
+
+def _values_inputs(size: Size, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+    B, H, N, d = size
+    return tuple(torch.randn(B, N, 3, H, d, device=device).to(dtype).permute(2, 0, 3, 1, 4))
+
+
+def _values_cost(size: Size, itemsize: int) -> Cost:
+    B, H, N, d = size
+    unit = "float32" if itemsize == 4 else "bfloat16"
+    moved = itemsize * 4 * B * H * N * d + 4 * (B * N + B * H)
+    return Cost(moved, 4 * B * H * N * N * d, unit)
+
+
+def _values_reference(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    return reference.attention_with_quality(q, k, v, bench_attention_with_quality.SCALE)
+
+
 def _without_dtype(*arguments: Any) -> Any:
     return reference.add_layer_norm(*arguments[:-1])
 
 
 _ATTENTION = bench_attention_logits_mean
+_STATS = bench_attention_logits_stats
+_VALUES = bench_attention_with_quality
 
 OPERATORS = [
     Operator(
@@ -164,5 +220,27 @@ OPERATORS = [
         _ATTENTION.factorised,
         _attention_reference,
         _attention_cost,
+    ),
+    _stats("moments", _moments_cost),
+    _stats("softmax", _softmax_cost),
+    _stats("median", _median_cost),
+    Operator(
+        "attention_with_quality",
+        ((_VALUES.B, _VALUES.H, _VALUES.N, _VALUES.d),),
+        _values_inputs,
+        _VALUES.fiqa_fast,
+        _VALUES.logits,
+        _values_reference,
+        _values_cost,
+    ),
+    # The same output and quality, the latter from all logits: should a GPU like it better.
+    Operator(
+        "attention_with_quality.tiles",
+        ((_VALUES.B, _VALUES.H, _VALUES.N, _VALUES.d),),
+        _values_inputs,
+        _VALUES.tiles,
+        _VALUES.logits,
+        _values_reference,
+        _values_cost,
     ),
 ]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fiqa_fast import _fake  # noqa: F401  (registers the fake implementations)
@@ -21,10 +22,12 @@ __all__ = [
     "AddLayerNorm",
     "AttentionLogitsMean",
     "AttentionLogitsStats",
+    "AttentionWithQuality",
     "LogitsValues",
     "add_layer_norm",
     "attention_logits_mean",
     "attention_logits_stats",
+    "attention_with_quality",
     "batch_invariant_linear",
     "layer_norm_dot",
     "mean_layer_norm",
@@ -68,6 +71,14 @@ class AttentionLogitsStats(NamedTuple):
     logsumexp: Tensor | None  # [B, H', Nq]
     entropy: Tensor | None  # [B, H', Nq]
     median: Tensor | None  # [B]
+
+
+class AttentionWithQuality(NamedTuple):
+    """An attention's output and the quality of what it attended to."""
+
+    output: Tensor  # [B, H, Nq, e]
+    key_map: Tensor  # [B, Nk]
+    head_scores: Tensor  # [B, H]
 
 
 class AddLayerNorm(NamedTuple):
@@ -275,8 +286,9 @@ def attention_logits_stats(
         "median"             the lower median (torch's) of the image's logits, exactly
 
     Costs: forming the logits, H Nq Nk d multiply-adds, dominates. "moments" and "softmax" form
-    them once, "centered_variance" twice, "median" three times; together they share these passes.
-    For means alone :func:`attention_logits_mean` needs no logits at all.
+    them once, "centered_variance" twice, "median" three times on a CPU, where the passes are
+    shared, and eight times on a GPU. For means alone :func:`attention_logits_mean` needs no logits
+    at all.
 
     Args:
         q: queries [B, H, Nq, d], float32, bfloat16 or float16, d <= 128, any strides.
@@ -323,6 +335,49 @@ def attention_logits_stats(
         entropy=entropy if "softmax" in stats else None,
         median=median if "median" in stats else None,
     )
+
+
+def attention_with_quality(
+    q: Tensor,  # [B, H, Nq, d]
+    k: Tensor,  # [B, H, Nk, d]
+    v: Tensor,  # [B, H, Nk, e]
+    scale: float,
+) -> AttentionWithQuality:
+    """Attention and, beside its output, where its quality comes from (ATTN-FIQA, arXiv 2604.22841).
+
+    ::
+
+        output      = softmax(scale q k^T) v                    as scaled_dot_product_attention
+        key_map     = mean over heads and queries of scale q k^T
+        head_scores = mean over queries and keys of scale q k^T
+
+    The image's score is the mean of ``head_scores``. Nothing but q and k has to be read for either
+    mean (:func:`attention_logits_mean`), so the output is left to torch's fused attention, which
+    every device has a tuned version of: a kernel that did both would save one reading of q and k,
+    which have just been written and are in cache, and would have to keep up with that version in
+    the N^2 part. ``benchmarks/bench_attention_with_quality.py`` has the alternatives side by side.
+
+    Args:
+        q: queries [B, H, Nq, d], float32, bfloat16 or float16, any strides.
+        k: keys [B, H, Nk, d], the same dtype.
+        v: values [B, H, Nk, e], the same dtype.
+        scale: the factor of the logits, usually d ** -0.5.
+
+    Returns:
+        output [B, H, Nq, e] in the dtype of q; key_map [B, Nk] and head_scores [B, H], float32.
+
+    Raises:
+        RuntimeError: a shape, dtype or device is not as above, H, N or d is 0, or gradients of
+            key_map or head_scores are asked for; those of output are torch's.
+    """
+    means = attention_logits_mean(q, k, scale)
+    if v.shape[:-1] != k.shape[:-1] or v.dtype != k.dtype or v.device != k.device:
+        raise RuntimeError(
+            "attention_with_quality: v should be [B, H, Nk, e] with B, H, Nk, dtype and device of"
+            f" k, {list(k.shape)} {k.dtype} {k.device}, got {list(v.shape)} {v.dtype} {v.device}"
+        )
+    output = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return AttentionWithQuality(output, means.key_map, means.head_scores)
 
 
 def _register_inference_only(op: str) -> None:

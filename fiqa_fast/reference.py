@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fiqa_fast.ops import AddLayerNorm, AttentionLogitsMean, AttentionLogitsStats, LogitsValues
+from fiqa_fast.ops import (
+    AddLayerNorm,
+    AttentionLogitsMean,
+    AttentionLogitsStats,
+    AttentionWithQuality,
+    LogitsValues,
+)
 
 if TYPE_CHECKING:
     from fiqa_fast.models import FaceViT
@@ -155,6 +161,19 @@ def attention_logits_stats(
         else None,
         median=logits.flatten(1).median(dim=1).values if "median" in stats else None,
     )
+
+
+def attention_with_quality(
+    q: Tensor,  # [B, H, Nq, d]
+    k: Tensor,  # [B, H, Nk, d]
+    v: Tensor,  # [B, H, Nk, e]
+    scale: float,
+    dtype: torch.dtype = torch.float64,
+) -> AttentionWithQuality:
+    """Attention and the means of its logits (ATTN-FIQA, arXiv 2604.22841)."""
+    logits = scale * q.to(dtype) @ k.to(dtype).transpose(-2, -1)  # [B, H, Nq, Nk]
+    output = logits.softmax(dim=3) @ v.to(dtype)
+    return AttentionWithQuality(output, logits.mean(dim=(1, 2)), logits.mean(dim=(2, 3)))
 
 
 def _centered(logits: Tensor) -> Tensor:  # [B, H, Nq, Nk]

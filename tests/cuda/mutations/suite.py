@@ -17,6 +17,7 @@ from operators.case import DTYPES, Case
 
 RUNS = [
     *(Options(seed) for seed in range(1, 4)),
+    Options(1, late_copies=True),
     *(Options(seed, max_blocks=limit) for seed, limit in ((0, 1), (1, 2), (2, 3))),
 ]
 
