@@ -69,10 +69,55 @@ def _check_layer_norm(
         _check_dtype(op, name, parameter)
 
 
+def _check_residual(op: str, x: Tensor, residual: Tensor) -> None:
+    def text() -> str:
+        return f"{op}: residual should have the shape of x, {_shape(x)}, got {_shape(residual)}"
+
+    torch._check(residual.dim() == 3, text)
+    for axis in range(3):
+        torch._check(residual.shape[axis] == x.shape[axis], text)
+    _check_device(op, "residual", residual, "x", x)
+    _check_dtype(op, "residual", residual)
+
+
 @torch.library.register_fake("fiqa_fast::mean_layer_norm")
-def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    _check_layer_norm("mean_layer_norm", x, weight, bias, eps)
-    return x.new_empty((x.shape[0], x.shape[2]), dtype=torch.float32)
+def _(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    u: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    op = "mean_layer_norm"
+    _check_layer_norm(op, x, weight, bias, eps)
+    if residual is not None:
+        _check_residual(op, x, residual)
+        torch._check(
+            residual.dtype == x.dtype or x.dtype == torch.float32,
+            lambda: (
+                f"{op}: residual should have the dtype of x, {x.dtype}, where that is not float32,"
+                f" got {residual.dtype}"
+            ),
+        )
+    B, N, D = x.shape
+    if u is not None:
+
+        def text() -> str:
+            return (
+                f"{op}: u should have shape [{B}, {D}], the images and channels of x, got"
+                f" {_shape(u)}"
+            )
+
+        torch._check(u.dim() == 2, text)
+        torch._check(u.shape[0] == B, text)
+        torch._check(u.shape[1] == D, text)
+        _check_device(op, "u", u, "x", x)
+        torch._check(u.dtype == torch.float32, lambda: f"{op}: u should be float32, got {u.dtype}")
+    return (
+        x.new_empty((B, D), dtype=torch.float32),
+        x.new_empty((B, N) if u is not None else (0,), dtype=torch.float32),
+    )
 
 
 @torch.library.register_fake("fiqa_fast::layer_norm_dot")
@@ -108,15 +153,7 @@ def _(
     op = "add_layer_norm"
     _check_layer_norm(op, x, weight, bias, eps)
     torch._check(x.dtype == torch.float32, lambda: f"{op}: x should be float32, got {x.dtype}")
-
-    def text() -> str:
-        return f"{op}: residual should have the shape of x, {_shape(x)}, got {_shape(residual)}"
-
-    torch._check(residual.dim() == 3, text)
-    for axis in range(3):
-        torch._check(residual.shape[axis] == x.shape[axis], text)
-    _check_device(op, "residual", residual, "x", x)
-    _check_dtype(op, "residual", residual)
+    _check_residual(op, x, residual)
     B, N, D = x.shape
     torch._check(
         -1 <= mean_from < N,

@@ -24,6 +24,7 @@ __all__ = [
     "AttentionLogitsStats",
     "AttentionWithQuality",
     "LogitsValues",
+    "MeanLayerNorm",
     "add_layer_norm",
     "attention_logits_mean",
     "attention_logits_stats",
@@ -31,6 +32,7 @@ __all__ = [
     "batch_invariant_linear",
     "layer_norm_dot",
     "mean_layer_norm",
+    "mean_layer_norm_map",
 ]
 
 # The bits of attention_logits_stats's `stats`.
@@ -81,6 +83,13 @@ class AttentionWithQuality(NamedTuple):
     head_scores: Tensor  # [B, H]
 
 
+class MeanLayerNorm(NamedTuple):
+    """The mean normed token, and what every normed token gives in one direction."""
+
+    mean: Tensor  # [B, D]
+    map: Tensor  # [B, N]
+
+
 class AddLayerNorm(NamedTuple):
     """A residual sum, its LayerNorm, and what was asked for beside them."""
 
@@ -95,19 +104,24 @@ def mean_layer_norm(
     weight: Tensor | None = None,  # [D]
     bias: Tensor | None = None,  # [D]
     eps: float = 1e-5,
+    residual: Tensor | None = None,  # [B, N, D]
 ) -> Tensor:
-    """The mean over tokens of LayerNorm(x), in one pass over x.
+    """The mean over tokens of LayerNorm(x + residual), in one pass over both.
 
     ::
 
-        y_i = (x_i - mean(x_i)) / sqrt(var(x_i) + eps) * weight + bias
-        out = (1/N) sum_i y_i
+        z_n = x_n + residual_n
+        y_n = (z_n - mean(z_n)) / sqrt(var(z_n) + eps) * weight + bias
+        out = (1/N) sum_n y_n
 
     Args:
         x: tokens [B, N, D], float32, bfloat16 or float16, any strides.
         weight: [D], any of these dtypes, or None for ones.
         bias: [D], any of these dtypes, or None for zeros.
         eps: added to the (biased) variance; finite, not negative.
+        residual: [B, N, D], of x's dtype, or of any of these where x is float32; any strides; or
+            None for zeros. The sum is float32 and goes to no memory; the result is that of the
+            sum, bit for bit.
 
     Returns:
         [B, D], float32.
@@ -116,8 +130,39 @@ def mean_layer_norm(
         RuntimeError: a shape, dtype, device or eps is not as above, N or D is 0, or gradients are
             asked for.
     """
-    out: Tensor = torch.ops.fiqa_fast.mean_layer_norm(x, weight, bias, eps)
-    return out
+    mean: Tensor = torch.ops.fiqa_fast.mean_layer_norm(x, weight, bias, eps, residual, None)[0]
+    return mean
+
+
+def mean_layer_norm_map(
+    x: Tensor,  # [B, N, D]
+    weight: Tensor | None,  # [D]
+    bias: Tensor | None,  # [D]
+    eps: float,
+    u: Tensor,  # [B, D]
+    residual: Tensor | None = None,  # [B, N, D]
+) -> MeanLayerNorm:
+    """:func:`mean_layer_norm`, and on its way the product of every normed token with u.
+
+    Which makes a map of ATTN-FIQA (arXiv 2604.22841): with ``u = Wk^T q_mean``, what each token
+    receives as a key, up to a constant. With y as in :func:`mean_layer_norm`::
+
+        mean  = (1/N) sum_n y_n
+        map_n = y_n . u
+
+    Args:
+        x, weight, bias, eps, residual: as in :func:`mean_layer_norm`.
+        u: a direction for every image [B, D], float32, any strides: ``u.expand(B, D)`` is one for
+            all.
+
+    Returns:
+        mean [B, D], map [B, N], both float32; the mean is that without a map, bit for bit.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or eps is not as above, N or D is 0, or gradients are
+            asked for.
+    """
+    return MeanLayerNorm(*torch.ops.fiqa_fast.mean_layer_norm(x, weight, bias, eps, residual, u))
 
 
 def layer_norm_dot(

@@ -20,6 +20,7 @@ from fiqa_fast.ops import (
     AttentionLogitsStats,
     AttentionWithQuality,
     LogitsValues,
+    MeanLayerNorm,
 )
 
 if TYPE_CHECKING:
@@ -48,10 +49,27 @@ def mean_layer_norm(
     weight: Tensor | None = None,  # [D]
     bias: Tensor | None = None,  # [D]
     eps: float = 1e-5,
+    residual: Tensor | None = None,  # [B, N, D]
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:  # [B, D]
-    """The mean over tokens of LayerNorm(x)."""
-    return _layer_norm(x, weight, bias, eps, dtype).mean(dim=1)
+    """The mean over tokens of LayerNorm(x + residual)."""
+    z = x if residual is None else x.to(dtype) + residual.to(dtype)
+    return _layer_norm(z, weight, bias, eps, dtype).mean(dim=1)
+
+
+def mean_layer_norm_map(
+    x: Tensor,  # [B, N, D]
+    weight: Tensor | None,  # [D]
+    bias: Tensor | None,  # [D]
+    eps: float,
+    u: Tensor,  # [B, D]
+    residual: Tensor | None = None,  # [B, N, D]
+    dtype: torch.dtype = torch.float64,
+) -> MeanLayerNorm:
+    """The mean over tokens of LayerNorm(x + residual), and the product of each token's with u."""
+    z = x if residual is None else x.to(dtype) + residual.to(dtype)
+    y = _layer_norm(z, weight, bias, eps, dtype)
+    return MeanLayerNorm(mean=y.mean(dim=1), map=(y * u.to(dtype)[:, None]).sum(dim=2))
 
 
 def layer_norm_dot(
@@ -88,7 +106,7 @@ def add_layer_norm(
         normed=_layer_norm(sum, weight, bias, eps, dtype),
         mean=None
         if mean_from is None
-        else mean_layer_norm(sum[:, mean_from:], weight, bias, eps, dtype),
+        else mean_layer_norm(sum[:, mean_from:], weight, bias, eps, dtype=dtype),
         dot=None if w is None else layer_norm_dot(sum[:, : len(w)], None, None, eps, w, dtype),
     )
 

@@ -261,6 +261,22 @@ def test_heads_whose_linear_layers_have_biases(quality_head: str) -> None:
     torch.testing.assert_close(got.embedding, double.head(x).float())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quality_head", [None, "token"])
+def test_a_sum_that_nobody_reads_is_not_missed(quality_head: str | None, dtype: str) -> None:
+    """A score alone leaves the last sum unformed; a map and an embedding read it."""
+    model = random_model(quality_head=quality_head)
+    images = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
+    for more in ("patch_map", "embedding"):
+        alone, read = (
+            Scorer(model, outputs=outputs, dtype=dtype)(images).score
+            for outputs in (("score",), ("score", more))
+        )
+        assert alone is not None
+        assert read is not None
+        assert torch.equal(alone, read)
+
+
 def test_more_images_than_are_kept_at_a_time() -> None:
     scorer = Scorer(random_model(), outputs=("score", "embedding"), dtype="float32")
     images = torch.randint(0, 256, (SLICE + 5, 3, 112, 112), dtype=torch.uint8)

@@ -13,7 +13,8 @@ from fiqa_fast import _load, _runtime, ops
 
 SCHEMAS = {
     "mean_layer_norm": (
-        "fiqa_fast::mean_layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor"
+        "fiqa_fast::mean_layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor?"
+        " residual, Tensor? u) -> (Tensor mean, Tensor map)"
     ),
     "layer_norm_dot": (
         "fiqa_fast::layer_norm_dot(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor w) ->"
@@ -46,9 +47,13 @@ def sample_inputs(op, device, dtype=torch.float32, requires_grad=False):
         return torch.randn(*shape, device=device).to(dtype).requires_grad_(requires_grad)
 
     if op == "mean_layer_norm":
-        yield random(2, 37, 48), random(48), random(48), 1e-5
-        yield random(2, 48, 37).transpose(1, 2), None, None, 1e-6
-        yield random(0, 37, 48), None, random(48), 1e-5
+        u = torch.randn(2, 48, device=device).requires_grad_(requires_grad)
+        x = random(2, 48, 37).transpose(1, 2)
+        yield random(2, 37, 48), random(48), random(48), 1e-5, random(2, 37, 48), u
+        yield x, None, None, 1e-6, None, u[1].expand(2, 48)
+        yield x, random(48), None, 1e-5, random(2, 37, 48), None
+        yield x, None, random(48), 1e-5, None, None
+        yield random(0, 37, 48), None, random(48), 1e-5, random(0, 37, 48), u[:0]
     elif op == "layer_norm_dot":
         w = torch.randn(37, 48, device=device).requires_grad_(requires_grad)
         yield random(2, 37, 48), random(48), random(48), 1e-5, w
@@ -89,6 +94,19 @@ def tensors(result):
     return [tensor for part in result if part is not None for tensor in tensors(part)]
 
 
+def wrapper(op):
+    """What calls an operator, by the operator's arguments."""
+    if op != "mean_layer_norm":
+        return getattr(ops, op)
+
+    def mean_layer_norm(x, weight, bias, eps, residual, u):
+        if u is None:
+            return ops.mean_layer_norm(x, weight, bias, eps, residual)
+        return ops.mean_layer_norm_map(x, weight, bias, eps, u, residual)
+
+    return mean_layer_norm
+
+
 @pytest.mark.parametrize("op", SCHEMAS)
 def test_schema(op):
     assert str(getattr(torch.ops.fiqa_fast, op).default._schema) == SCHEMAS[op]
@@ -113,7 +131,7 @@ def test_opcheck_without_mean_and_dot(device):
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("op", SCHEMAS)
 def test_compiles_without_graph_breaks(op, dynamic, device):
-    function = getattr(ops, op)
+    function = wrapper(op)
     torch.compiler.reset()
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic)
     for arguments in sample_inputs(op, device):
@@ -124,7 +142,7 @@ def test_compiles_without_graph_breaks(op, dynamic, device):
 
 @pytest.mark.parametrize("op", SCHEMAS)
 def test_fake_outputs_look_like_the_real_ones(op, device):
-    function = getattr(ops, op)
+    function = wrapper(op)
     for arguments in sample_inputs(op, device):
         real = function(*arguments)
         with FakeTensorMode() as mode:
@@ -142,7 +160,7 @@ def test_fake_outputs_look_like_the_real_ones(op, device):
 
 @pytest.mark.parametrize("op", SCHEMAS)
 def test_is_inference_only(op, device):
-    function = getattr(ops, op)
+    function = wrapper(op)
     arguments = next(sample_inputs(op, device, requires_grad=True))
     with torch.no_grad():
         without = tensors(function(*arguments))
@@ -160,7 +178,7 @@ def test_may_be_called_from_several_threads(op):
     arguments = next(sample_inputs(op, "cpu"))
 
     def call(_):
-        return tensors(getattr(ops, op)(*arguments))
+        return tensors(wrapper(op)(*arguments))
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(call, range(40)))
@@ -213,7 +231,7 @@ print(_load.cuda_status())
 op = torch.ops.fiqa_fast.mean_layer_norm.default
 cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 try:
-    op.redispatch(cuda, torch.zeros(1, 2, 3), None, None, 1e-5)
+    op.redispatch(cuda, torch.zeros(1, 2, 3), None, None, 1e-5, None, None)
 except RuntimeError as error:
     print(error)
 """

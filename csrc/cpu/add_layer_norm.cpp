@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_cpu(
   using torch::stable::narrow;
   if (mean_from >= 0) {
     const Tensor tokens = narrow(op.sum, 1, mean_from, args.tokens - mean_from);
-    mean = mean_layer_norm_cpu(tokens, weight, bias, eps);
+    mean = std::get<0>(mean_layer_norm_cpu(tokens, weight, bias, eps, std::nullopt, std::nullopt));
   }
   if (w && !on_the_way)
     dot = layer_norm_dot_cpu(narrow(op.sum, 1, 0, w->size(0)), std::nullopt, std::nullopt, eps, *w);

@@ -9,23 +9,40 @@
 
 namespace fiqa_fast {
 
-Tensor mean_layer_norm_cpu(const Tensor& x,                      // [B, N, D]
-                           const std::optional<Tensor>& weight,  // [D]
-                           const std::optional<Tensor>& bias,    // [D]
-                           double eps) {
-  const LayerNormInput in = check_mean_layer_norm(x, weight, bias, eps);
-  const Tensor out = empty_float32({in.images, in.channels}, x);
-  if (in.images == 0) return out;
+std::tuple<Tensor, Tensor> mean_layer_norm_cpu(const Tensor& x,                      // [B, N, D]
+                                               const std::optional<Tensor>& weight,  // [D]
+                                               const std::optional<Tensor>& bias,    // [D]
+                                               double eps,
+                                               const std::optional<Tensor>& residual,  // [B, N, D]
+                                               const std::optional<Tensor>& u) {       // [B, D]
+  MeanLayerNormArgs args = {check_mean_layer_norm(x, weight, bias, eps, residual, u)};
+  const Tensor mean = empty_float32({args.images, args.channels}, x);
+  const Tensor map = u ? empty_float32({args.images, args.tokens}, x) : empty_float32({0}, x);
+  if (args.images == 0) return {mean, map};
 
-  MeanLayerNormArgs args = {in, nullptr, float32_data(out)};
-  const Tensor partial =
-      empty_float32({in.images, args.chunks(), MeanLayerNormArgs::padded(in.channels)}, x);
+  const int64_t padded = MeanLayerNormArgs::padded(args.channels);
+  const Tensor partial = empty_float32({args.images, args.chunks(), padded}, x);
   args.partial = float32_data(partial);
+  args.mean = float32_data(mean);
+  std::optional<Tensor> sums, folded, image_sums;
+  if (residual) {
+    sums = empty_float32({args.images, args.chunks(), kMeanLayerNormTokensAdded, padded}, x);
+    args.sums = float32_data(*sums);
+  }
+  if (u) {
+    folded = empty_float32({args.images, padded}, x);
+    image_sums = empty_float32({2, args.images}, x);
+    args.folded = float32_data(*folded);
+    args.folded_sum = float32_data(*image_sums);
+    args.constant = args.folded_sum + args.images;
+    args.map = float32_data(map);
+  }
 
   const MeanLayerNormKernels& kernels = mean_layer_norm_kernels();
-  run_phases<MeanLayerNormArgs>(args, in.images,
-                                {{kernels.partial_sums, args.chunks()}, {kernels.combine, 1}});
-  return out;
+  run_phases<MeanLayerNormArgs>(
+      args, args.images,
+      {{kernels.fold, 1}, {kernels.partial_sums, args.chunks()}, {kernels.combine, 1}});
+  return {mean, map};
 }
 
 }  // namespace fiqa_fast

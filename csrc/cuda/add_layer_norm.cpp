@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_cuda(
   Tensor mean = empty_float32({0}, x), dot = empty_float32({0}, x);
   if (mean_from >= 0) {
     const Tensor tokens = narrow(op.sum, 1, mean_from, op.args.tokens - mean_from);
-    mean = mean_layer_norm_cuda(tokens, weight, bias, eps);
+    mean = std::get<0>(mean_layer_norm_cuda(tokens, weight, bias, eps, std::nullopt, std::nullopt));
   }
   if (w)
     dot =

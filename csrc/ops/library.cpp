@@ -4,7 +4,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fiqa_fast, m) {
-  m.def("mean_layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor");
+  m.def(
+      "mean_layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? residual, "
+      "Tensor? u) -> (Tensor mean, Tensor map)");
   m.def("layer_norm_dot(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor w) -> Tensor");
   m.def(
       "add_layer_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps, "

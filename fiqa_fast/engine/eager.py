@@ -58,17 +58,24 @@ class AddNorm:
     """A residual sum and the norm behind it, with what the norm gives on its way.
 
     Its arguments are laid out: where the blocks' weights fill the caches, looking for them would
-    take longer than the norm.
+    take longer than the norm. With ``alone`` nobody reads the sum and its norm: where a mean is
+    all that is left, they are not formed.
     """
 
-    def __init__(self, norm: Norm, dtype: torch.dtype, tap: Tap | None) -> None:
+    def __init__(self, norm: Norm, dtype: torch.dtype, tap: Tap | None, alone: bool) -> None:
         mean_from = None if tap is None else tap.mean_from
         w = None if tap is None else tap.w
         self.enough = tap is not None and tap.enough
         self.has_mean, self.has_dot = mean_from is not None, w is not None
+        self.norm, self.mean_from = norm, mean_from
+        self.mean_alone = alone and self.enough and self.has_mean
         self.arguments = (*norm, dtype, -1 if mean_from is None else mean_from, w)
 
     def __call__(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Values]:
+        if self.mean_alone:
+            left, right = x[:, self.mean_from :], residual[:, self.mean_from :]
+            mean, _ = torch.ops.fiqa_fast.mean_layer_norm(left, *self.norm, right, None)
+            return x, x, {"mean": mean}
         x, y, mean, dot = torch.ops.fiqa_fast.add_layer_norm(x, residual, *self.arguments)
         if self.has_mean:
             return x, y, {"mean": mean}
@@ -113,9 +120,10 @@ class EagerEngine:
         outer = [_norm(block.norm1) for block in blocks]
         outer.append((None, None, 1.0) if taps[-1] is None else taps[-1].norm)
         self.outer_norms = [
-            AddNorm(norm, dtype, tap) for norm, tap in zip(outer, taps, strict=True)
+            AddNorm(norm, dtype, tap, alone=stage == len(blocks) and not embedding)
+            for stage, (norm, tap) in enumerate(zip(outer, taps, strict=True))
         ]
-        self.inner_norms = [AddNorm(_norm(block.norm2), dtype, None) for block in blocks]
+        self.inner_norms = [AddNorm(_norm(block.norm2), dtype, None, False) for block in blocks]
         self.minus_one = torch.tensor(-1.0, dtype=torch.float32, device=device)
         positions = self.vit.pos_embed.detach()
         self.positions = positions.expand(self.group, -1, -1)

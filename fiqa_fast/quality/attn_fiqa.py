@@ -72,11 +72,13 @@ class QueryKey:
         q, k = both.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k
 
-    def map_of(self, normed: Tensor, partner: Tensor, of_keys: bool) -> Tensor:
+    def map_of(self, x: Tensor, partner: Tensor, of_keys: bool) -> Tensor:
         """sum over features of partner [B, D] times each token's key (or query): [B, N]."""
         rows = slice(self.dim, None) if of_keys else slice(0, self.dim)
         direction = ops.batch_invariant_linear(partner, self.transposed[int(of_keys)])  # [B, D]
-        scores = image_by_image(torch.matmul, normed, direction.unsqueeze(-1)).squeeze(-1)  # [B, N]
+        scores = ops.mean_layer_norm_map(
+            x, self.norm_weight, self.norm_bias, self.eps, direction
+        ).map
         if self.bias is None:
             return scores
         return scores + (partner * self.bias[rows]).sum(-1, keepdim=True)
@@ -191,15 +193,15 @@ class AttnFiqa:
     def _maps(
         self, number: int, block: QueryKey, x: Tensor, q_mean: Tensor, k_mean: Tensor
     ) -> Values:
-        normed = block.normed(x[:, -self.num_patches :])
+        patches = x[:, -self.num_patches :]
         maps: Values = {}
         if "patch_map" in self.outputs:
             partner = self._head_weights(block) * q_mean
-            key_map = block.map_of(normed, partner, of_keys=True)
+            key_map = block.map_of(patches, partner, of_keys=True)
             maps["patch_map"] = self._calibrated(number, block, key_map, q_mean)
         if "query_map" in self.outputs:
             partner = self._head_weights(block) * k_mean
-            maps["query_map"] = block.map_of(normed, partner, of_keys=False)
+            maps["query_map"] = block.map_of(patches, partner, of_keys=False)
         return maps
 
     def _head_weights(self, block: QueryKey) -> Tensor:

@@ -27,29 +27,6 @@ constexpr int kWarps = kTiles.threads / kWarp;
 // Elements that a lane takes at a time: 16 bytes of the sum.
 constexpr int kWidth = kGroup<float>;
 
-// Groups of four residual elements: 16 or 8 bytes at a time where kVector.
-template <bool kVector>
-__device__ inline void load_four(const float* row, int64_t first, int64_t stride, int64_t channels,
-                                 float (&out)[kWidth]) {
-  load_group<kVector>(row, first / kWidth, stride, channels, 0.0f, out);
-}
-
-template <bool kVector, class T>
-__device__ inline void load_four(const T* row, int64_t first, int64_t stride, int64_t channels,
-                                 float (&out)[kWidth]) {
-  if constexpr (kVector) {
-    const uint2 bits = *reinterpret_cast<const uint2*>(row + first);
-    const uint32_t words[2] = {bits.x, bits.y};
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i)
-      out[i] = to_float(T{static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16))});
-  } else {
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i)
-      out[i] = first + i < channels ? to_float(row[(first + i) * stride]) : 0.0f;
-  }
-}
-
 __device__ inline void store_element(const AddLayerNormArgs& a, int64_t at, float value) {
   switch (a.normed_dtype) {
     case DType::kBFloat16:
@@ -84,8 +61,8 @@ __global__ void __launch_bounds__(kTiles.threads, kTiles.blocks) add_and_norm(Ad
     for (int64_t g = lane; g < groups; g += kWarp) {
       const int64_t first = g * kWidth;
       float left[kWidth], right[kWidth];
-      load_four<kVector>(x, first, a.x_channel_stride, a.channels, left);
-      load_four<kVector>(residual, first, a.residual_channel_stride, a.channels, right);
+      load_group<kVector>(x, g, a.x_channel_stride, a.channels, 0.0f, left);
+      load_group<kVector>(residual, g, a.residual_channel_stride, a.channels, 0.0f, right);
       if constexpr (kVector) {
         *reinterpret_cast<float4*>(sum + first) = {left[0] + right[0], left[1] + right[1],
                                                    left[2] + right[2], left[3] + right[3]};

@@ -15,26 +15,26 @@ struct RowStatistics {
   float rstd;  // 1 / sqrt(variance + eps)
 };
 
-// The statistics of a row, by one warp, for all its lanes. On the second reading each lane calls
-// visit(group, centred) with its elements minus mean, zero where there are none.
-template <bool kVector, class T, class Visit>
-__device__ inline RowStatistics row_statistics(const T* row, const LayerNormInput& in, int lane,
-                                               const Visit& visit) {
-  constexpr int kWidth = kGroup<T>;
-  const int64_t groups = divide_up(in.channels, kWidth);
-  const float d = static_cast<float>(in.channels);
+// The statistics of a row of `channels` elements, by one warp, for all its lanes, in groups of
+// kWidth, which load(group, fill, out) reads; missing elements become `fill`. On the second reading
+// each lane calls visit(group, centred) with its elements minus mean, zero where there are none.
+template <int kWidth, class Load, class Visit>
+__device__ inline RowStatistics row_statistics(const Load& load, int64_t channels, float eps,
+                                               int lane, const Visit& visit) {
+  const int64_t groups = divide_up(channels, kWidth);
+  const float d = static_cast<float>(channels);
   float values[kWidth];
 
   float sum = 0.0f;
   for (int64_t g = lane; g < groups; g += kWarp) {
-    load_group<kVector>(row, g, in.channel_stride, in.channels, 0.0f, values);
+    load(g, 0.0f, values);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) sum += values[i];
   }
   const float mean = warp_sum(sum) / d;
   float centred_sum = 0.0f, squares = 0.0f;
   for (int64_t g = lane; g < groups; g += kWarp) {
-    load_group<kVector>(row, g, in.channel_stride, in.channels, mean, values);
+    load(g, mean, values);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       values[i] -= mean;
@@ -46,7 +46,19 @@ __device__ inline RowStatistics row_statistics(const T* row, const LayerNormInpu
   const float rest = warp_sum(centred_sum) / d;
   float variance = warp_sum(squares) / d - rest * rest;
   if (variance < 0.0f) variance = 0.0f;  // by rounding; NaN passes
-  return {mean, rest, 1.0f / sqrtf(variance + in.eps)};
+  return {mean, rest, 1.0f / sqrtf(variance + eps)};
+}
+
+// Of a row in memory.
+template <bool kVector, class T, class Visit>
+__device__ inline RowStatistics row_statistics(const T* row, const LayerNormInput& in, int lane,
+                                               const Visit& visit) {
+  constexpr int kWidth = kGroup<T>;
+  return row_statistics<kWidth>(
+      [&](int64_t group, float fill, float (&out)[kWidth]) {
+        load_group<kVector>(row, group, in.channel_stride, in.channels, fill, out);
+      },
+      in.channels, in.eps, lane, visit);
 }
 
 }  // namespace fiqa_fast::cuda

@@ -4,18 +4,29 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
-#include "kernels/layer_norm.h"
+#include "kernels/mean_layer_norm.h"
+#include "kernels/shapes.h"
 
 namespace fiqa_fast::cuda {
 
-struct MeanLayerNormArgs : LayerNormInput {
-  float* partial;  // scratch, of mean_layer_norm_scratch() floats
-  float* out;      // [B, D]
+struct MeanLayerNormArgs : MeanLayerNormInput {
+  float* partial = nullptr;  // [B, chunks, padded D], scratch
+  float* mean = nullptr;     // [B, D]
+  // Where u is given:
+  float* folded = nullptr;      // [B, padded D], scratch at a multiple of 16 bytes
+  float* folded_sum = nullptr;  // [B], scratch
+  float* constant = nullptr;    // [B], scratch
+  float* map = nullptr;         // [B, N]
+
+  int64_t chunks() const;
+  // Whole groups for either kind of dtype.
+  FIQA_FAST_HOST_DEVICE static constexpr int64_t padded(int64_t channels) {
+    return round_up(channels, 8);
+  }
 };
 
-// How many floats of scratch memory the launch needs.
-int64_t mean_layer_norm_scratch(const MeanLayerNormArgs& args);
-// B, N and D are at least 1. Returns the error of the launches.
+// B, N and D are at least 1; the residual has x's dtype, or x is float32. Returns the error of the
+// launches.
 cudaError_t launch_mean_layer_norm(const MeanLayerNormArgs& args, cudaStream_t stream);
 
 }  // namespace fiqa_fast::cuda

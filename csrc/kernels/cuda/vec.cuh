@@ -42,36 +42,39 @@ __device__ inline Float16 to_float16(float value) {
   return {__half_as_ushort(__float2half_rn(value))};
 }
 
-__device__ inline void unpack(uint4 bits, float (&out)[4], float) {
-  out[0] = __uint_as_float(bits.x);
-  out[1] = __uint_as_float(bits.y);
-  out[2] = __uint_as_float(bits.z);
-  out[3] = __uint_as_float(bits.w);
+__device__ inline void unpack(const uint32_t (&words)[4], float (&out)[4], float) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) out[i] = __uint_as_float(words[i]);
 }
 
-template <class T>
-__device__ inline void unpack(uint4 bits, float (&out)[8], T) {
-  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+template <int kWords, int kWidth, class T>
+__device__ inline void unpack(const uint32_t (&words)[kWords], float (&out)[kWidth], T) {
+  static_assert(kWidth == 2 * kWords);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < kWords; ++i) {
     out[2 * i] = to_float(T{static_cast<uint16_t>(words[i])});
     out[2 * i + 1] = to_float(T{static_cast<uint16_t>(words[i] >> 16)});
   }
 }
 
-// The group'th group of a row of `channels` elements, `stride` apart. kVector says that rows start
-// at multiples of 16 bytes, stride is 1 and groups are whole; otherwise missing elements become
-// `fill`.
-template <bool kVector, class T>
+// The group'th group of a row of `channels` elements, `stride` apart: kGroup of its dtype, or four
+// narrow ones where they meet a group of float32. kVector says that rows start at multiples of 16
+// bytes, stride is 1 and groups are whole; otherwise missing elements become `fill`.
+template <bool kVector, class T, int kWidth>
 __device__ inline void load_group(const T* row, int64_t group, int64_t stride, int64_t channels,
-                                  float fill, float (&out)[kGroup<T>]) {
-  const int64_t first = group * kGroup<T>;
-  if constexpr (kVector) {
-    unpack(*reinterpret_cast<const uint4*>(row + first), out, T{});
-  } else {
+                                  float fill, float (&out)[kWidth]) {
+  static_assert(kWidth == kGroup<T> || kWidth == kGroup<float>);
+  const int64_t first = group * kWidth;
+  if constexpr (!kVector) {
 #pragma unroll
-    for (int i = 0; i < kGroup<T>; ++i)
+    for (int i = 0; i < kWidth; ++i)
       out[i] = first + i < channels ? to_float(row[(first + i) * stride]) : fill;
+  } else if constexpr (kWidth == kGroup<T>) {
+    const uint4 bits = *reinterpret_cast<const uint4*>(row + first);
+    unpack({bits.x, bits.y, bits.z, bits.w}, out, T{});
+  } else {
+    const uint2 bits = *reinterpret_cast<const uint2*>(row + first);
+    unpack({bits.x, bits.y}, out, T{});
   }
 }
 

@@ -50,12 +50,6 @@ MUTATIONS = [
     ),
     Mutation(
         ADD,
-        "wrong half of a word of the residual",
-        "words[i / 2] >> (i % 2 * 16)",
-        "words[i / 2] >> (16 - i % 2 * 16)",
-    ),
-    Mutation(
-        ADD,
         "missing scale: the norm is only centred",
         "- row.rest) * row.rstd",
         "- row.rest)",
@@ -75,8 +69,8 @@ MUTATIONS = [
     Mutation(
         MEAN,
         "off by one: the last chunk lacks a token",
-        "static_cast<int>(a.tokens - first) : kChunk",
-        "static_cast<int>(a.tokens - first) - 1 : kChunk",
+        "static_cast<int>(a.tokens - first) : kTokens",
+        "static_cast<int>(a.tokens - first) - 1 : kTokens",
     ),
     Mutation(
         MEAN,
@@ -111,7 +105,7 @@ MUTATIONS = [
     Mutation(
         MEAN,
         "wrong stride of the partial sums",
-        "a.partial + item * padded(a.channels)",
+        "a.partial + item * MeanLayerNormArgs::padded(a.channels)",
         "a.partial + item * a.channels",
     ),
     Mutation(
@@ -127,10 +121,78 @@ MUTATIONS = [
         "slice_sums[i][threadIdx.x + s]",
     ),
     Mutation(
+        MEAN,
+        "wrong stride: the residual is read as x is laid out",
+        "residual + token * a.residual_token_stride",
+        "residual + token * a.token_stride",
+    ),
+    Mutation(
+        MEAN,
+        "wrong image: the first one's residual for all",
+        "residual += image * a.residual_image_stride +",
+        "residual +=",
+    ),
+    Mutation(
+        MEAN,
+        "wrong fill: missing elements of the residual count as the sum's mean",
+        "a.residual_channel_stride, a.channels, 0.0f, more);",
+        "a.residual_channel_stride, a.channels, fill, more);",
+    ),
+    Mutation(
+        MEAN,
+        "wide loads where only one of the two is aligned",
+        "aligned = aligned && rows_are_aligned(",
+        "aligned = aligned || rows_are_aligned(",
+    ),
+    Mutation(
+        MEAN,
+        "wrong image: the first one's u for all",
+        "a.u[image * a.u_image_stride + c",
+        "a.u[c",
+    ),
+    Mutation(
+        MEAN,
+        "wrong stride of u",
+        "c * a.u_channel_stride]",
+        "c]",
+    ),
+    Mutation(
+        MEAN,
+        "wrong order: the bias is folded after the weight",
+        "if (a.bias.data) constant = fmaf(element(a.bias, c), value, constant);\n"
+        "        if (a.weight.data) value *= element(a.weight, c);",
+        "if (a.weight.data) value *= element(a.weight, c);\n"
+        "        if (a.bias.data) constant = fmaf(element(a.bias, c), value, constant);",
+    ),
+    Mutation(
+        MEAN,
+        "padding of the folded u left unwritten",
+        "for (int64_t c = lane; c < padded; c += kWarp)",
+        "for (int64_t c = lane; c < a.channels; c += kWarp)",
+    ),
+    Mutation(
+        MEAN,
+        "the map lacks the correction for the rounding of the mean",
+        "warp_sum(dot) - row.rest * a.folded_sum[image]",
+        "warp_sum(dot)",
+    ),
+    Mutation(
+        MEAN,
+        "wrong token: every chunk writes the first one's map",
+        "a.map[image * a.tokens + first + r]",
+        "a.map[image * a.tokens + r]",
+    ),
+    Mutation(
+        MEAN,
+        "unguarded store: the map of tokens beyond the last",
+        "for (int r = warp; r < count; r += kWarps)",
+        "for (int r = warp; r < kTokens; r += kWarps)",
+    ),
+    Mutation(
         STATISTICS,
         "wrong fill: missing elements count as zeros in the variance",
-        "in.channels, mean, values);",
-        "in.channels, 0.0f, values);",
+        "load(g, mean, values);",
+        "load(g, 0.0f, values);",
     ),
     Mutation(
         STATISTICS,
@@ -141,8 +203,8 @@ MUTATIONS = [
     Mutation(
         STATISTICS,
         "eps outside of the root",
-        "sqrtf(variance + in.eps)",
-        "(sqrtf(variance) + in.eps)",
+        "sqrtf(variance + eps)",
+        "(sqrtf(variance) + eps)",
     ),
     Mutation(
         STATISTICS,
@@ -178,7 +240,13 @@ MUTATIONS = [
         VECTORS,
         "the halves of a word exchanged",
         "out[2 * i] = to_float(T{static_cast<uint16_t>(words[i])});",
-        "out[2 * i] = to_float(T{static_cast<uint16_t>(words[(i + 1) % 4])});",
+        "out[2 * i] = to_float(T{static_cast<uint16_t>(words[(i + 1) % kWords])});",
+    ),
+    Mutation(
+        VECTORS,
+        "four narrow elements are taken for eight",
+        "reinterpret_cast<const uint2*>(row + first)",
+        "reinterpret_cast<const uint2*>(row + group * kGroup<T>)",
     ),
     Mutation(
         VECTORS,

@@ -92,20 +92,26 @@ def compile_all() -> None:
 
 _SYMBOL = re.compile(r"_cu_[0-9a-f]{8}(\d+)(\w+)")
 _TYPES = {"f": "float32", "NS_8BFloat16E": "bfloat16", "NS_7Float16E": "float16"}
+_TYPE = "|".join(_TYPES)
+# A type, perhaps a second one (none, or the first again), perhaps whether loads are wide.
+_ARGUMENTS = re.compile(rf"I({_TYPE})(v|{_TYPE}|S\d_)?(?:Lb([01])E)?E")
 
 
 def kernel_name(symbol: str) -> str:
-    """partial_sums<bfloat16, vector>, from its mangled name in an anonymous namespace."""
+    """partial_sums<float32 + bfloat16, vector>, from its mangled name in an anonymous namespace."""
     found = _SYMBOL.search(symbol)
     if found is None:
         return symbol
     length = int(found[1])
     name, rest = found[2][:length], found[2][length:]
-    arguments = re.match(r"I(f|NS_8BFloat16E|NS_7Float16E)(?:Lb([01])E)?E", rest)
+    arguments = _ARGUMENTS.match(rest)
     if arguments is None:
         return name
-    variant = {"1": ", vector", "0": ", scalar", None: ""}[arguments[2]]
-    return f"{name}<{_TYPES[arguments[1]]}{variant}>"
+    types = _TYPES[arguments[1]]
+    if arguments[2] not in (None, "v"):
+        types += f" + {_TYPES.get(arguments[2], types)}"
+    variant = {"1": ", vector", "0": ", scalar", None: ""}[arguments[3]]
+    return f"{name}<{types}{variant}>"
 
 
 @dataclass(frozen=True)

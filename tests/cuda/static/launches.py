@@ -35,7 +35,12 @@ class LayerNormInput(ctypes.Structure):
 
 
 class MeanLayerNormArgs(ctypes.Structure):
-    _fields_ = (("input", LayerNormInput), ("partial", _POINTER), ("out", _POINTER))
+    _fields_ = (
+        *(("input", LayerNormInput), ("residual", _POINTER), ("residual_dtype", _INT32)),
+        *((f"residual_{name}_stride", _INT64) for name in ("image", "token", "channel")),
+        *(("u", _POINTER), ("u_image_stride", _INT64), ("u_channel_stride", _INT64)),
+        *((n, _POINTER) for n in ("partial", "mean", "folded", "folded_sum", "constant", "map")),
+    )
 
 
 class LayerNormDotArgs(ctypes.Structure):
@@ -176,15 +181,29 @@ def _layer_norm(B: int, N: int, D: int, dtype: str) -> LayerNormInput:
     return LayerNormInput(SOME, DTYPES.index(dtype), B, N, D, N * D, D, 1, *parameters, 1e-5)
 
 
-def _mean_layer_norm(B: int, N: int, D: int, dtype: str = "float32") -> list[Launch]:
-    args = MeanLayerNormArgs(_layer_norm(B, N, D, dtype), SOME, SOME)
+def _mean_layer_norm(
+    B: int, N: int, D: int, dtype: str = "float32", *, residual: str = "", u: bool = False
+) -> list[Launch]:
+    """With a residual of a dtype, and with a map, if any."""
+    types = f"{dtype} + {residual}" if residual else dtype
+    code = DTYPES.index(residual or dtype)
+    args = MeanLayerNormArgs(
+        *(_layer_norm(B, N, D, dtype), SOME if residual else None, code, N * D, D, 1),
+        *(SOME if u else None, D, 1, SOME, SOME, *[SOME if u else None] * 4),
+    )
     chunks = _divide_up(N, 32)
-    named = [(kernel, B * chunks) for kernel in _variants("partial_sums", dtype, D)]
+    group = 8 if "float16" in types else 4
+    variants = ("scalar", "vector")[: 1 + (D % group == 0)]
+    named = [(f"partial_sums<{types}, {variant}>", B * chunks) for variant in variants]
     named.append(("combine", _divide_up(B * D, THREADS)))
-    return [
+    launches = [
         Launch("mean_layer_norm", kernel, (B, N, D), blocks, args, (chunks,))
         for kernel, blocks in named
     ]
+    if u:
+        blocks = _divide_up(B, WARPS)
+        launches.append(Launch("mean_layer_norm", "fold", (B, N, D), blocks, args))
+    return launches
 
 
 def _layer_norm_dot(B: int, N: int, D: int, dtype: str = "float32") -> list[Launch]:
@@ -286,9 +305,11 @@ LAUNCHES = [
     *_add_layer_norm(3, 2, 15),
     *_add_layer_norm(1, 1, 132),
     *_mean_layer_norm(1, 33, 8),
-    *_mean_layer_norm(2, 5, 15),
+    *_mean_layer_norm(2, 5, 15, u=True),
     *_mean_layer_norm(1, 3, 40),
-    *_mean_layer_norm(1, 2, 4),
+    *_mean_layer_norm(1, 2, 4, u=True),
+    *_mean_layer_norm(1, 33, 4, residual="float32", u=True),
+    *_mean_layer_norm(2, 3, 15, residual="float32"),
     *_layer_norm_dot(1, 9, 16),
     *_layer_norm_dot(1, 3, 40),
     *_layer_norm_dot(3, 2, 15),
@@ -313,6 +334,8 @@ LAUNCHES = [
         for launch in (
             *_add_layer_norm(1, 3, 24, dtype),
             *_mean_layer_norm(1, 3, 24, dtype),
+            *_mean_layer_norm(1, 3, 24, dtype, residual=dtype, u=True),
+            *_mean_layer_norm(1, 3, 24, residual=dtype, u=True),
             *_layer_norm_dot(1, 3, 24, dtype),
             *_attention_logits_mean(1, 1, 5, 4, 24, dtype),
             *_attention_logits_stats(1, 1, 2, 3, 8, 1, dtype),
