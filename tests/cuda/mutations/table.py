@@ -529,9 +529,9 @@ MUTATIONS = [
     ),
     Mutation(
         STATS,
-        "wrong lane: the columns' halves exchanged",
-        "const bool upper = lane & bit;",
-        "const bool upper = !(lane & bit);",
+        "wrong lane: the columns' halves are stored where the others belong",
+        "if (upper) first += half;",
+        "if (!upper) first += half;",
     ),
     Mutation(
         STATS,
