@@ -176,32 +176,27 @@ float logit_of(uint32_t order) {
 // Counts the kDigit-th digits of the logits that begin with the digits found so far.
 template <int kDigit>
 void count_digits(const Args& a, const Chunk& chunk, const float* logits) {
-  // Logits that do not count have counters, too, one for each lane: no branch, and no waiting for
-  // the last increment of the same counter.
-  uint32_t counts[2][kLogitDigits + kLanes] = {};
+  // Two of each, by turns, because the same digit often comes again at once.
+  uint32_t counts[2][kLogitDigits] = {};
   const uint32_t found = kDigit ? static_cast<uint32_t>(a.search[chunk.image].digits) : 0u;
-  uint32_t lane[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) lane[l] = static_cast<uint32_t>(kLogitDigits + l);
-  for (int64_t j = 0; j < a.k.tokens; ++j) {
-    for (int64_t v = 0; v < chunk.vecs; ++v) {
+  for (int64_t v = 0; v < chunk.vecs; ++v) {
+    const int64_t left = chunk.count - v * kLanes;
+    const uint32_t queries = left < kLanes ? (1u << left) - 1u : 0xffffu;
+    for (int64_t j = 0; j < a.k.tokens; ++j) {
       const Vec x = load(logits + j * kQueries + v * kLanes);
-      uint32_t digits[kLanes];
+      uint32_t digits[kLanes], counted = kDigit ? 0u : 0xffffu;
       for (int p = 0; p < kParts; ++p) {
         const Words order = order_of(x.part[p]);
-        Words digit = (order >> kShift<kDigit>)&kDigitMask<kDigit>;
-        if constexpr (kDigit > 0) {
-          const Words counted = (Words)((order >> kShift<kDigit - 1>) == found);
-          Words elsewhere;
-          __builtin_memcpy(&elsewhere, lane + p * kWidth, sizeof elsewhere);
-          digit = (digit & counted) | (elsewhere & ~counted);
-        }
+        const Words digit = (order >> kShift<kDigit>)&kDigitMask<kDigit>;
         __builtin_memcpy(digits + p * kWidth, &digit, sizeof digit);
+        if constexpr (kDigit > 0)
+          counted |= bits_of((Words)((order >> kShift<kDigit - 1>) == found)) << p * kWidth;
       }
-      const int64_t left = chunk.count - v * kLanes;
-      if (left >= kLanes) {
+      counted &= queries;
+      if (counted == 0xffffu) {
         for (int64_t l = 0; l < kLanes; ++l) ++counts[l % 2][digits[l]];
       } else {
-        for (int64_t l = 0; l < left; ++l) ++counts[l % 2][digits[l]];
+        for (; counted; counted &= counted - 1u) ++counts[0][digits[__builtin_ctz(counted)]];
       }
     }
   }
