@@ -90,20 +90,16 @@ void moments_of_rows(const Args& a, const Chunk& chunk, const float* logits, con
                 });
   LogitsRow* rows = a.rows + (chunk.image * a.matrices() + chunk.matrix) * a.q.tokens + chunk.first;
   for (int64_t i = 0; i < chunk.count; ++i) {
-    const double mean = sums[0][i] / keys, rounding = mean - centres[i];
-    rows[i] = {mean, squares[0][i] - keys * rounding * rounding, largest[i], smallest[i]};
+    rows[i] = {sums[0][i] / keys, squares[0][i], largest[i], smallest[i]};
     // The sum of infinities of both signs is NaN, too.
-    if (is_nan(mean) && has_nan(logits, a.k.tokens, i)) rows[i].max = rows[i].min = mean;
+    if (is_nan(rows[i].mean) && has_nan(logits, a.k.tokens, i))
+      rows[i].max = rows[i].min = sums[0][i];
   }
 }
 
-float* columns_of(const Args& a, const Chunk& chunk) {
-  return a.columns +
-         ((chunk.image * a.matrices() + chunk.matrix) * a.chunks() + chunk.index) * a.padded_keys();
-}
-
 void sum_columns(const Args& a, const Chunk& chunk, const float* logits) {
-  float* columns = columns_of(a, chunk);
+  const int64_t matrix = chunk.image * a.matrices() + chunk.matrix;
+  float* columns = a.columns + (matrix * a.chunks() + chunk.index) * a.padded_keys();
   const int64_t in_last = chunk.count - (chunk.vecs - 1) * kLanes;
   for (int64_t j = 0; j < a.k.tokens; ++j) {
     const float* from = logits + j * kQueries;
@@ -137,9 +133,9 @@ void softmax_of_rows(const Args& a, const Chunk& chunk, const float* logits, con
 
 // The variance about the means of rows and columns, which a.columns holds by now, less the mean.
 void centered_squares_of_rows(const Args& a, const Chunk& chunk, const float* logits) {
-  LogitsRow* rows = a.rows + (chunk.image * a.matrices() + chunk.matrix) * a.q.tokens + chunk.first;
-  const float* columns =
-      a.columns + (chunk.image * a.matrices() + chunk.matrix) * a.chunks() * a.padded_keys();
+  const int64_t matrix = chunk.image * a.matrices() + chunk.matrix;
+  LogitsRow* rows = a.rows + matrix * a.q.tokens + chunk.first;
+  const float* columns = a.columns + matrix * a.chunks() * a.padded_keys();
   float centres[kQueries] = {};
   for (int64_t i = 0; i < chunk.count; ++i) centres[i] = static_cast<float>(rows[i].mean);
   double squares[1][kQueries];
