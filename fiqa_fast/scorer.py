@@ -91,7 +91,7 @@ class Scorer:
             published values; else a gauge file or :class:`Gauge`. It applies to the mean over all
             heads: ``auto`` leaves it out elsewhere.
         reduction: of attn-fiqa: mean, median, max, inverse_std, row_variance or
-            centered_variance.
+            centered_variance. Median, max and inverse_std take heads of up to 128 features.
         heads: of attn-fiqa: ``"all"``, ``"average"`` (head-averaged logits) or one head's number
             from 0.
         tokens: of attn-fiqa: ``"patch"`` leaves a model's quality token out, ``"all"`` does not.

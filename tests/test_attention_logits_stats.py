@@ -265,11 +265,14 @@ def test_nan_and_infinity_stay_in_their_image(value, dtype, heads, device):
         assert torch.equal(tensor[::2], clean[name][::2]), name
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_one_nan_or_infinite_logit(value, device):
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("values", [[NAN], [INF], [-INF], [INF, NAN], [NAN, -INF], [INF, -INF]])
+def test_keys_of_nan_and_infinity(values, device):
     """In every row, beside finite ones."""
     q, k = torch.ones(2, 1, 20, 1, device=device), torch.randn(2, 1, 30, 1, device=device)
-    k[1, 0, 7] = value
+    k[1, 0, 7 : 7 + len(values), 0] = torch.tensor(values, device=device)
     got = ops.attention_logits_stats(q, k, 1.0, STATS)
     expected = dict(named(reference.attention_logits_stats(q, k, 1.0, STATS)))
     for name, tensor in named(got):

@@ -26,34 +26,45 @@ struct Chunk {
 
 FIQA_FAST_INLINE Chunk find_chunk(const AttentionLogitsStatsArgs& a, int64_t item) {
   const int64_t image = item / a.items(), matrix = item % a.items() / a.chunks();
-  const int64_t index = item % a.chunks(), first = index * kQueries;
-  const int64_t left = a.q.tokens - first, count = left < kQueries ? left : kQueries;
-  return {image, matrix, index, first, count, divide_up(count, kLanes)};
+  const int64_t index = item % a.chunks(), all = divide_up(a.q.tokens, kLanes);
+  const int64_t from = all * index / a.chunks(), to = all * (index + 1) / a.chunks();
+  const int64_t first = from * kLanes, left = a.q.tokens - first, most = (to - from) * kLanes;
+  return {image, matrix, index, first, left < most ? left : most, to - from};
 }
 
-// Calls visit(vecs, v) for the vectors from v on: kVecsAtOnce of them, or one.
+// Calls visit(vecs, v) for groups of vectors, each from v on: the fewest groups, nearly equal.
 template <int kCount>
 struct Vecs {};
 
 template <class Visit>
 FIQA_FAST_INLINE void visit_vecs(int64_t vecs, const Visit& visit) {
-  int64_t v = 0;
-  for (; v + kVecsAtOnce <= vecs; v += kVecsAtOnce) visit(Vecs<kVecsAtOnce>{}, v);
-  if constexpr (kVecsAtOnce > 1)
-    for (; v < vecs; ++v) visit(Vecs<1>{}, v);
+  const int64_t groups = divide_up(vecs, kVecsAtOnce);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t from = vecs * g / groups, count = vecs * (g + 1) / groups - from;
+    if constexpr (kVecsAtOnce == 4) {
+      if (count == 4) visit(Vecs<4>{}, from);
+      if (count == 3) visit(Vecs<3>{}, from);
+      if (count == 2) visit(Vecs<2>{}, from);
+    }
+    if (count == 1) visit(Vecs<1>{}, from);
+  }
 }
 
-// to [padded d, kQueries], from `count` tokens from `from` on; other queries of a vector are zero.
+// to [padded d, kQueries], from the tokens from `from` on; other queries of a vector are zero.
 template <class T>
 FIQA_FAST_INLINE void pack_queries(const T* from, const AttentionTokens& tokens, int64_t head_dim,
                                    const Chunk& chunk, float* to) {
-  for (int64_t i = 0; i < chunk.vecs * kLanes; ++i) {
+  for (int64_t first = 0; first < chunk.count; first += kLanes) {
+    const int64_t count = chunk.count - first;
     for (int64_t c = 0; c < head_dim; c += kLanes) {
-      float lanes[kLanes] = {};
-      if (i < chunk.count)
-        store(lanes, load_up_to(from + i * tokens.token_stride + c * tokens.channel_stride,
-                                tokens.channel_stride, head_dim - c));
-      for (int64_t l = 0; l < kLanes; ++l) to[(c + l) * kQueries + i] = lanes[l];
+      Vec square[kLanes] = {};
+      for (int64_t i = 0; i < kLanes; ++i)
+        if (i < count)
+          square[i] =
+              load_up_to(from + (first + i) * tokens.token_stride + c * tokens.channel_stride,
+                         tokens.channel_stride, head_dim - c);
+      transpose(square);
+      for (int64_t i = 0; i < kLanes; ++i) store(to + (c + i) * kQueries + first, square[i]);
     }
   }
 }

@@ -90,20 +90,16 @@ void moments_of_rows(const Args& a, const Chunk& chunk, const float* logits, con
                 });
   LogitsRow* rows = a.rows + (chunk.image * a.matrices() + chunk.matrix) * a.q.tokens + chunk.first;
   for (int64_t i = 0; i < chunk.count; ++i) {
-    const double mean = sums[0][i] / keys, rounding = mean - centres[i];
-    rows[i] = {mean, squares[0][i] - keys * rounding * rounding, largest[i], smallest[i]};
+    rows[i] = {sums[0][i] / keys, squares[0][i], largest[i], smallest[i]};
     // The sum of infinities of both signs is NaN, too.
-    if (is_nan(mean) && has_nan(logits, a.k.tokens, i)) rows[i].max = rows[i].min = mean;
+    if (is_nan(rows[i].mean) && has_nan(logits, a.k.tokens, i))
+      rows[i].max = rows[i].min = sums[0][i];
   }
 }
 
-float* columns_of(const Args& a, const Chunk& chunk) {
-  return a.columns +
-         ((chunk.image * a.matrices() + chunk.matrix) * a.chunks() + chunk.index) * a.padded_keys();
-}
-
 void sum_columns(const Args& a, const Chunk& chunk, const float* logits) {
-  float* columns = columns_of(a, chunk);
+  const int64_t matrix = chunk.image * a.matrices() + chunk.matrix;
+  float* columns = a.columns + (matrix * a.chunks() + chunk.index) * a.padded_keys();
   const int64_t in_last = chunk.count - (chunk.vecs - 1) * kLanes;
   for (int64_t j = 0; j < a.k.tokens; ++j) {
     const float* from = logits + j * kQueries;
@@ -137,9 +133,9 @@ void softmax_of_rows(const Args& a, const Chunk& chunk, const float* logits, con
 
 // The variance about the means of rows and columns, which a.columns holds by now, less the mean.
 void centered_squares_of_rows(const Args& a, const Chunk& chunk, const float* logits) {
-  LogitsRow* rows = a.rows + (chunk.image * a.matrices() + chunk.matrix) * a.q.tokens + chunk.first;
-  const float* columns =
-      a.columns + (chunk.image * a.matrices() + chunk.matrix) * a.chunks() * a.padded_keys();
+  const int64_t matrix = chunk.image * a.matrices() + chunk.matrix;
+  LogitsRow* rows = a.rows + matrix * a.q.tokens + chunk.first;
+  const float* columns = a.columns + matrix * a.chunks() * a.padded_keys();
   float centres[kQueries] = {};
   for (int64_t i = 0; i < chunk.count; ++i) centres[i] = static_cast<float>(rows[i].mean);
   double squares[1][kQueries];
@@ -176,32 +172,27 @@ float logit_of(uint32_t order) {
 // Counts the kDigit-th digits of the logits that begin with the digits found so far.
 template <int kDigit>
 void count_digits(const Args& a, const Chunk& chunk, const float* logits) {
-  // Logits that do not count have counters, too, one for each lane: no branch, and no waiting for
-  // the last increment of the same counter.
-  uint32_t counts[2][kLogitDigits + kLanes] = {};
+  // Two of each, by turns, because the same digit often comes again at once.
+  uint32_t counts[2][kLogitDigits] = {};
   const uint32_t found = kDigit ? static_cast<uint32_t>(a.search[chunk.image].digits) : 0u;
-  uint32_t lane[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) lane[l] = static_cast<uint32_t>(kLogitDigits + l);
-  for (int64_t j = 0; j < a.k.tokens; ++j) {
-    for (int64_t v = 0; v < chunk.vecs; ++v) {
+  for (int64_t v = 0; v < chunk.vecs; ++v) {
+    const int64_t left = chunk.count - v * kLanes;
+    const uint32_t queries = left < kLanes ? (1u << left) - 1u : 0xffffu;
+    for (int64_t j = 0; j < a.k.tokens; ++j) {
       const Vec x = load(logits + j * kQueries + v * kLanes);
-      uint32_t digits[kLanes];
+      uint32_t digits[kLanes], counted = kDigit ? 0u : 0xffffu;
       for (int p = 0; p < kParts; ++p) {
         const Words order = order_of(x.part[p]);
-        Words digit = (order >> kShift<kDigit>)&kDigitMask<kDigit>;
-        if constexpr (kDigit > 0) {
-          const Words counted = (Words)((order >> kShift<kDigit - 1>) == found);
-          Words elsewhere;
-          __builtin_memcpy(&elsewhere, lane + p * kWidth, sizeof elsewhere);
-          digit = (digit & counted) | (elsewhere & ~counted);
-        }
+        const Words digit = (order >> kShift<kDigit>)&kDigitMask<kDigit>;
         __builtin_memcpy(digits + p * kWidth, &digit, sizeof digit);
+        if constexpr (kDigit > 0)
+          counted |= bits_of((Words)((order >> kShift<kDigit - 1>) == found)) << p * kWidth;
       }
-      const int64_t left = chunk.count - v * kLanes;
-      if (left >= kLanes) {
+      counted &= queries;
+      if (counted == 0xffffu) {
         for (int64_t l = 0; l < kLanes; ++l) ++counts[l % 2][digits[l]];
       } else {
-        for (int64_t l = 0; l < left; ++l) ++counts[l % 2][digits[l]];
+        for (; counted; counted &= counted - 1u) ++counts[0][digits[__builtin_ctz(counted)]];
       }
     }
   }

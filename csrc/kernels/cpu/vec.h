@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
@@ -245,6 +245,71 @@ FIQA_FAST_INLINE Vec fill_from(Vec value, int64_t count, float fill) {
   store(lanes, value);
   for (int64_t i = count; i < kLanes; ++i) lanes[i] = fill;
   return load(lanes);
+}
+
+// One bit for each lane of a comparison's result.
+FIQA_FAST_INLINE uint32_t bits_of(Words lanes) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)lanes);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)lanes));
+#elif defined(__x86_64__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)lanes));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kWidth; ++i) bits |= (lanes[i] & 1u) << i;
+  return bits;
+#endif
+}
+
+// The lower and the upper halves of a and b, by turns.
+FIQA_FAST_INLINE Floats interleave_low(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+#endif
+}
+
+FIQA_FAST_INLINE Floats interleave_high(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                 31);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#endif
+}
+
+// Makes rows of a square's columns. Interleaving the first half of the rows with the second turns
+// the bits of an element's place, row and column, by one; as many rounds as a column has bits
+// exchange the two.
+FIQA_FAST_INLINE void transpose(Floats (&rows)[kWidth]) {
+  for (int round = 1; round < kWidth; round *= 2) {
+    Floats next[kWidth];
+    for (int i = 0; i < kWidth / 2; ++i) {
+      next[2 * i] = interleave_low(rows[i], rows[i + kWidth / 2]);
+      next[2 * i + 1] = interleave_high(rows[i], rows[i + kWidth / 2]);
+    }
+    for (int i = 0; i < kWidth; ++i) rows[i] = next[i];
+  }
+}
+
+// The same of sixteen vectors.
+FIQA_FAST_INLINE void transpose(Vec (&rows)[kLanes]) {
+  Vec out[kLanes];
+  for (int p = 0; p < kParts; ++p) {
+    for (int r = 0; r < kParts; ++r) {
+      Floats square[kWidth];
+      for (int i = 0; i < kWidth; ++i) square[i] = rows[r * kWidth + i].part[p];
+      transpose(square);
+      for (int i = 0; i < kWidth; ++i) out[p * kWidth + i].part[r] = square[i];
+    }
+  }
+  for (int i = 0; i < kLanes; ++i) rows[i] = out[i];
 }
 
 // Halves at a time, so the order does not depend on the width of the registers.
