@@ -61,6 +61,35 @@ def _mean_cost(size: Size, itemsize: int) -> Cost:
     return Cost(itemsize * (B * N * D + 2 * D) + 4 * B * D, (_STATISTICS + 4) * B * N * D)
 
 
+def _sum_inputs(size: Size, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+    return *_mean_inputs(size, dtype, device), _tokens(size, dtype, device)
+
+
+def _sum_cost(size: Size, itemsize: int) -> Cost:
+    B, N, D = size
+    mean = _mean_cost(size, itemsize)
+    return Cost(mean.bytes + itemsize * B * N * D, mean.flops + B * N * D)
+
+
+def _sum_reference(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Any:
+    return reference.mean_layer_norm(x, weight, bias, EPS, residual)
+
+
+def _map_inputs(size: Size, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+    B, _, D = size
+    return *_mean_inputs(size, dtype, device), torch.randn(B, D, device=device) / D**0.5
+
+
+def _map_cost(size: Size, itemsize: int) -> Cost:
+    B, N, D = size
+    mean = _mean_cost(size, itemsize)
+    return Cost(mean.bytes + 4 * B * (D + N), mean.flops + 2 * B * N * D)
+
+
+def _map_reference(x: Tensor, weight: Tensor, bias: Tensor, u: Tensor) -> Any:
+    return reference.mean_layer_norm_map(x, weight, bias, EPS, u)
+
+
 def _dot_inputs(size: Size, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
     w = torch.randn(size[1:], device=device) / size[1]
     return *_mean_inputs(size, dtype, device), EPS, w
@@ -184,6 +213,24 @@ OPERATORS = [
         bench_mean_layer_norm.eager,
         reference.mean_layer_norm,
         _mean_cost,
+    ),
+    Operator(
+        "mean_layer_norm.residual",
+        (bench_mean_layer_norm.SHAPE,),
+        _sum_inputs,
+        bench_mean_layer_norm.fused,
+        bench_mean_layer_norm.eager,
+        _sum_reference,
+        _sum_cost,
+    ),
+    Operator(
+        "mean_layer_norm.map",
+        (bench_mean_layer_norm.SHAPE,),
+        _map_inputs,
+        bench_mean_layer_norm.fused_map,
+        bench_mean_layer_norm.eager_map,
+        _map_reference,
+        _map_cost,
     ),
     Operator(
         "layer_norm_dot",

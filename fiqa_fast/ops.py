@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiqa_fast import _fake  # noqa: F401  (registers the fake implementations)
+from fiqa_fast._fake import MAX_HEAD_DIM  # and registers the fake implementations
 from fiqa_fast._load import cuda_status
 
 __all__ = [
+    "MAX_HEAD_DIM",
     "AddLayerNorm",
     "AttentionLogitsMean",
     "AttentionLogitsStats",

@@ -23,6 +23,8 @@ from gpu_roofline import H100_SXM, NOMINAL, Cost, Peak
 
 SMALL = {
     "mean_layer_norm": (2, 5, 24),
+    "mean_layer_norm.residual": (2, 5, 24),
+    "mean_layer_norm.map": (2, 5, 24),
     "layer_norm_dot": (2, 5, 24),
     "add_layer_norm": (2, 5, 24),
     "batch_invariant_linear": (3, 70, 9),

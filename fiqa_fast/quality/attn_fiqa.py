@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from .._fake import MAX_HEAD_DIM
 from ..errors import UnsupportedModelError
 from ..models.gauge import Gauge
 from ..models.vit import Block, FaceViT
@@ -112,9 +111,9 @@ class AttnFiqa:
         exit = depth if exit is None else exit
         _check_options(reduction, heads, vit.config.num_heads)
         head_dim = vit.config.embed_dim // vit.config.num_heads
-        if reduction in OF_EVERY_LOGIT and head_dim > MAX_HEAD_DIM:
+        if reduction in OF_EVERY_LOGIT and head_dim > ops.MAX_HEAD_DIM:
             raise UnsupportedModelError(
-                f"reduction={reduction!r} takes heads of at most {MAX_HEAD_DIM} features, this "
+                f"reduction={reduction!r} takes heads of at most {ops.MAX_HEAD_DIM} features, this "
                 f"model's have {head_dim}"
             )
         self.outputs, self.reduction, self.heads, self.gauge = outputs, reduction, heads, gauge

@@ -523,9 +523,9 @@ MUTATIONS = [
     ),
     Mutation(
         STATS,
-        "queries past the last count in the columns",
-        "(valid.query(1) ? logits[n][2 + j] : 0.0f)",
-        "logits[n][2 + j]",
+        "queries past the last are counted for the median",
+        "valid.query(i / 2) && valid.key(n, i % 2);",
+        "valid.key(n, i % 2);",
     ),
     Mutation(
         STATS,
