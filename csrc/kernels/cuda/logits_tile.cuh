@@ -32,6 +32,9 @@ struct LogitsTiles {
   int blocks = 3;
 };
 constexpr LogitsTiles kLogitsTiles;
+constexpr int kTileThreads = kLogitsTiles.threads;
+constexpr int kTileWarps = kTileThreads / kWarp;
+static_assert(kTileWarps == kWarpsPerChunk);
 
 // Keys of a tile come in eights, the width of a tensor core's result.
 constexpr int kKeyGroups = kLogitsTiles.keys / 8;
@@ -80,7 +83,7 @@ __device__ void begin_slab(Slab& slab, const T* head, const AttentionTokens& sid
                            int64_t channel, int64_t head_dim) {
   constexpr int kGroups = kLogitsTiles.groups;
 #pragma unroll 1  // addresses of four copies at once would be all registers that are left
-  for (int i = threadIdx.x; i < kLogitsTiles.queries * kGroups; i += kLogitsTiles.threads) {
+  for (int i = threadIdx.x; i < kLogitsTiles.queries * kGroups; i += kTileThreads) {
     const int row = i / kGroups, group = i % kGroups;
     const int64_t c = channel + group * kGroup<T>;
     const bool inside = first + row < side.tokens && c < head_dim;
@@ -137,6 +140,34 @@ __device__ inline void multiply<float>(Logits& logits, Slab& q, Slab& k, int cha
     }
   }
 }
+
+// Which of a thread's logits of a tile exist.
+struct Valid {
+  int queries, keys;  // from the tile's first on
+  __device__ Valid(int64_t queries_left, int64_t keys_left)
+      : queries(static_cast<int>(queries_left < 64 ? queries_left : 64)),
+        keys(static_cast<int>(keys_left < 64 ? keys_left : 64)) {}
+  __device__ bool query(int i) const { return query_of(i) < queries; }
+  __device__ bool key(int n, int j) const { return key_of(n, j) < keys; }
+};
+
+// Where a block's tiles lie.
+struct Item {
+  int64_t image, matrix, first_query;
+  int64_t row;  // of all B H' matrices
+  int64_t chunk;
+  __device__ Item(const LogitsInput& in, int64_t item) {
+    const int64_t chunks = divide_up(in.q.tokens, kLogitsTiles.queries);
+    row = item / chunks;
+    chunk = item % chunks;
+    image = row / in.matrices;
+    matrix = row % in.matrices;
+    first_query = chunk * kLogitsTiles.queries;
+  }
+  __host__ __device__ static int64_t count(const LogitsInput& in) {
+    return in.images * in.matrices * divide_up(in.q.tokens, kLogitsTiles.queries);
+  }
+};
 
 // Calls visitor.tile(logits, first_key) for every tile of 64 queries from first_query on, of one
 // matrix of logits of one image; then, behind a barrier, visitor.after(first_key). Every thread of

@@ -80,7 +80,7 @@ class Builder:
         version = subprocess.run([found, "--version"], capture_output=True, check=True).stdout
         self.version = version.decode()
 
-    def _closure(self, source: Path) -> list[Path]:
+    def closure(self, source: Path) -> list[Path]:
         """A source and all of our own headers that it includes."""
         seen, waiting = [], [source, HERE / "include" / _FIRST]
         while waiting:
@@ -99,7 +99,7 @@ class Builder:
 
     def _object(self, source: Path, flags: tuple[str, ...]) -> Path:
         """The object file of a source, compiled if it has to be."""
-        contents = sorted(path.read_text() for path in self._closure(source))
+        contents = sorted(path.read_text() for path in self.closure(source))
         inputs = [self.version, *FLAGS, *flags, source.name, *contents]
         target = self._find(f"{source.stem}.{_key(inputs)}.o")
         if not target.exists():

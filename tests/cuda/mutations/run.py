@@ -59,10 +59,13 @@ def fails(built: Built, names: list[str], most: int) -> str:
 
 def caught(mutation: Mutation) -> str:
     """By which rung a bug is caught, and how; empty if it survives."""
-    operator = Path(mutation.file).stem
-    names = [operator] if operator in ALL else list(ALL)
     with tempfile.TemporaryDirectory() as folder:
-        builder = Builder(mutated(mutation, Path(folder)), jobs=1, scratch=Path(folder) / "build")
+        csrc = mutated(mutation, Path(folder))
+        builder = Builder(csrc, jobs=1, scratch=Path(folder) / "build")
+        kernels = csrc / "kernels/cuda"
+        # Whose source has the bug, or includes it.
+        sources = {name: builder.closure(kernels / f"{name}.cu") for name in ALL}
+        names = [name for name, paths in sources.items() if kernels / mutation.file in paths]
         for variant, most in LADDER:
             failure = fails(builder.build(variant), names, most)
             if failure:

@@ -21,6 +21,7 @@ LOGITS = "attention_logits_mean.cu"
 LINEAR = "batch_invariant_linear.cu"
 STATS = "attention_logits_stats.cu"
 TILE = "logits_tile.cuh"
+MEDIAN = "logits_median.cuh"
 STATISTICS = "layer_norm.cuh"
 VECTORS = "vec.cuh"
 
@@ -516,13 +517,13 @@ MUTATIONS = [
         "  Logits logits = {};\n  for (int tile = 0; tile < tiles; ++tile) {",
     ),
     Mutation(
-        STATS,
+        TILE,
         "off by one: a key past the last counts",
         "key_of(n, j) < keys",
         "key_of(n, j) <= keys",
     ),
     Mutation(
-        STATS,
+        MEDIAN,
         "queries past the last are counted for the median",
         "valid.query(i / 2) && valid.key(n, i % 2);",
         "valid.key(n, i % 2);",
@@ -600,31 +601,31 @@ MUTATIONS = [
         "column_means[key_of(n, j)];",
     ),
     Mutation(
-        STATS,
+        MEDIAN,
         "negative logits sort as positive ones",
         "return bits & 0x80000000u ? ~bits : bits | 0x80000000u;",
         "return bits;",
     ),
     Mutation(
-        STATS,
+        MEDIAN,
         "the upper median",
         "(a.matrices * a.q.tokens * a.k.tokens - 1) / 2",
         "a.matrices * a.q.tokens * a.k.tokens / 2",
     ),
     Mutation(
-        STATS,
+        MEDIAN,
         "counted whatever the digits before",
         "inside && (key & digit.above) == digit.prefix",
         "inside",
     ),
     Mutation(
-        STATS,
+        MEDIAN,
         "a bin's count at its rank counts as below",
         "lane < kBins && sum <= rank",
         "lane < kBins && sum < rank",
     ),
     Mutation(
-        STATS,
+        MEDIAN,
         "skipped warps of the counts",
         "for (int64_t i = 0; i < per_image; ++i)",
         "for (int64_t i = 0; i < per_image; i += 2)",
