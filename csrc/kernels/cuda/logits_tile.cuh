@@ -117,8 +117,9 @@ __device__ void multiply(Logits& logits, Slab& q, Slab& k, int channels) {
   }
 }
 
-__device__ inline float dot4(uint4 a, uint4 b, float sum) {
-  sum = fmaf(__uint_as_float(a.x), __uint_as_float(b.x), sum);
+// Four products, added up on their own first: a logit's sum then rounds a quarter as often.
+__device__ inline float dot4(uint4 a, uint4 b) {
+  float sum = __uint_as_float(a.x) * __uint_as_float(b.x);
   sum = fmaf(__uint_as_float(a.y), __uint_as_float(b.y), sum);
   sum = fmaf(__uint_as_float(a.z), __uint_as_float(b.z), sum);
   return fmaf(__uint_as_float(a.w), __uint_as_float(b.w), sum);
@@ -134,8 +135,7 @@ __device__ inline void multiply<float>(Logits& logits, Slab& q, Slab& k, int cha
       for (int j = 0; j < 2; ++j) {
         const uint4 key = k.at(key_of(n, j), group);
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-          logits[n][2 * i + j] = dot4(queries[i], key, logits[n][2 * i + j]);
+        for (int i = 0; i < 2; ++i) logits[n][2 * i + j] += dot4(queries[i], key);
       }
     }
   }

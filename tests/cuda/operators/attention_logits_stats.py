@@ -87,8 +87,10 @@ def make(shape, dtype, layout="contiguous", seed=0, offset=0.0) -> Case:
     shapes |= {"key_map": (B, Nk), "query_map": (B, Nq), "median": (B,)}
     shapes |= dict.fromkeys(("logsumexp", "entropy"), (B, matrices, Nq))
     tensors = {"q": q, "k": k} | {name: empty(*shapes[name]) for name in OUTPUTS}
-    # What a logit's terms add up to bounds its rounding; a variance's, times its spread.
+    # What a logit's terms add up to bounds its rounding, which grows with their number; that of a
+    # variance, times its spread.
     size = float(logits_of(np.abs(double(q)), np.abs(double(k))).max())
+    size *= max(1.0, d * H / matrices / 64)
     far = float(np.abs(logits - logits.mean()).max())
     columns = [size, size, size, *[2 * size * far] * 4]
     terms = dict.fromkeys(OUTPUTS, size)
