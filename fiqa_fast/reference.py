@@ -157,7 +157,7 @@ def attention_logits_stats(
 
     def values(dim: tuple[int, ...]) -> LogitsValues:
         variance = logits.var(dim=dim, correction=0)
-        n = math.prod(logits.shape[axis] for axis in dim)
+        n = math.prod([logits.shape[axis] for axis in dim])
         return LogitsValues(
             mean=logits.mean(dim=dim),
             max=logits.amax(dim=dim),
