@@ -333,8 +333,8 @@ def attention_logits_stats(
 
     Costs: forming the logits, H Nq Nk d multiply-adds, dominates. "moments" and "softmax" form
     them once, "centered_variance" twice, "median" three times on a CPU, where the passes are
-    shared, and eight times on a GPU. For means alone :func:`attention_logits_mean` needs no logits
-    at all.
+    shared, and eight times on a GPU. Beside the results, 1/64 of the logits' size is needed, for
+    sums of columns. For means alone :func:`attention_logits_mean` needs no logits at all.
 
     Args:
         q: queries [B, H, Nq, d], float32, bfloat16 or float16, d <= 128, any strides.
@@ -348,7 +348,9 @@ def attention_logits_stats(
         head, image, key_map, query_map, logsumexp, entropy and median, all float32; None where not
         asked for. NaN and infinite logits act as in torch, in their own image only: a NaN makes
         the image's values, maximum, minimum and median NaN; a row whose maximum is infinite has
-        that as its logsumexp; a row with a NaN or infinite logit has NaN as its entropy.
+        that as its logsumexp; a row with a NaN or infinite logit has NaN as its entropy. Sums are
+        float32 on the way: logits beyond 1e36 may overflow to infinite means and variances, and so
+        does the entropy, to NaN, where logits are further apart than float32's largest number.
 
     Raises:
         ValueError: stats or heads is not as above.

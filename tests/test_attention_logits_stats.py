@@ -102,6 +102,15 @@ def test_large_logits_keep_their_variances(device):
         )
 
 
+@pytest.mark.parametrize("keys", [3, 64, 196])
+def test_equal_logits_have_no_variance(keys, device):
+    q = torch.full((1, 2, 70, 64), 0.7, device=device)
+    k = torch.full((1, 2, keys, 64), 0.9, device=device)
+    image = ops.attention_logits_stats(q, k, 1.0).image
+    assert image.mean == image.max == image.min
+    assert image.variance == image.unbiased_variance == image.row_variance == 0.0
+
+
 def test_agrees_with_attention_logits_mean(device):
     """Two ways to the same means."""
     q, k, scale = inputs((4, 8, 100, 90, 64), torch.float32, device)

@@ -103,6 +103,18 @@ def test_one_logit(emulator):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("keys", [3, 64, 196])
+def test_equal_logits_have_no_variance(keys, dtype, emulator):
+    q = torch.full((1, 2, 5, 64), 0.7).to(dtype)
+    k = torch.full((1, 2, keys, 64), 0.9).to(dtype)
+    got = run(emulator, q, k, 1.0)
+    assert torch.equal(got["mean"], got["max"])
+    assert torch.equal(got["min"], got["max"])
+    for name in ("variance", "unbiased_variance", "row_variance"):
+        assert got[name].item() == 0.0, name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_asked_for_does_not_change_the_rest(dtype, emulator):
     q, k = (torch.randn(2, 2, n, 20).to(dtype) for n in (66, 70))
     everything = run(emulator, q, k, 0.3)

@@ -78,19 +78,24 @@ bool has_nan(const float* logits, int64_t keys, int64_t query) {
 void moments_of_rows(const Args& a, const Chunk& chunk, const float* logits, const float* largest,
                      const float* smallest) {
   const double keys = static_cast<double>(a.k.tokens);
-  double sums[1][kQueries], squares[1][kQueries];
+  double sums[1][kQueries], moments[2][kQueries];
   sum_over_keys(logits, a.k.tokens, chunk.vecs, sums,
                 [](Vec(&sum)[1], Vec x, int64_t, int64_t) { sum[0] = sum[0] + x; });
   float centres[kQueries];
   for (int64_t i = 0; i < kQueries; ++i) centres[i] = static_cast<float>(sums[0][i] / keys);
-  sum_over_keys(logits, a.k.tokens, chunk.vecs, squares,
-                [&](Vec(&sum)[1], Vec x, int64_t, int64_t v) {
+  // The mean is rounded: what is left of it is found by the second reading.
+  sum_over_keys(logits, a.k.tokens, chunk.vecs, moments,
+                [&](Vec(&sum)[2], Vec x, int64_t, int64_t v) {
                   const Vec deviation = x - load(centres + v * kLanes);
-                  sum[0] = fma(deviation, deviation, sum[0]);
+                  sum[0] = sum[0] + deviation;
+                  sum[1] = fma(deviation, deviation, sum[1]);
                 });
   LogitsRow* rows = a.rows + (chunk.image * a.matrices() + chunk.matrix) * a.q.tokens + chunk.first;
   for (int64_t i = 0; i < chunk.count; ++i) {
-    rows[i] = {sums[0][i] / keys, squares[0][i], largest[i], smallest[i]};
+    const double rest = moments[0][i] / keys;
+    const double mean = is_finite(rest) ? centres[i] + rest : sums[0][i] / keys;
+    const double squares = moments[1][i] - keys * rest * rest;
+    rows[i] = {mean, squares < 0 ? 0.0 : squares, largest[i], smallest[i]};
     // The sum of infinities of both signs is NaN, too.
     if (is_nan(rows[i].mean) && has_nan(logits, a.k.tokens, i))
       rows[i].max = rows[i].min = sums[0][i];

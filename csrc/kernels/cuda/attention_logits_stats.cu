@@ -47,6 +47,9 @@ struct Moments {
 __device__ float larger(float a, float b) { return a > b || a != a ? a : b; }
 __device__ float smaller(float a, float b) { return a < b || a != a ? a : b; }
 
+// Of squares, which rounding may take below zero; NaN passes.
+__device__ float not_negative(float value) { return value < 0.0f ? 0.0f : value; }
+
 // Refers the exponentials to a larger maximum.
 __device__ void raise_max(Moments& m, float max) {
   if (m.max > -INFINITY) {
@@ -111,13 +114,15 @@ struct MomentsVisitor {
     if (count == 0.0f) return;
     raise_max(row, max);
     const float mean = sum / count;
-    float squares = 0.0f, exp_sum = 0.0f, exp_dot = 0.0f;
+    // The mean is rounded: what is left of it is found by the second reading.
+    float squares = 0.0f, rest = 0.0f, exp_sum = 0.0f, exp_dot = 0.0f;
 #pragma unroll
     for (int n = 0; n < kKeyGroups; ++n) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         if (!valid.key(n, j)) continue;
         const float x = logits[n][2 * i + j];
+        rest += x - mean;
         squares = fmaf(x - mean, x - mean, squares);
         if (!logits::asks_softmax(a.stats)) continue;
         // Below a finite maximum exp(-inf) is 0; where all are -inf, so is their maximum.
@@ -128,7 +133,8 @@ struct MomentsVisitor {
     }
     row.exp_sum += exp_sum;
     row.exp_dot += exp_dot;
-    merge(row, count, mean, squares);
+    rest /= count;
+    merge(row, count, mean + rest, not_negative(fmaf(-count * rest, rest, squares)));
   }
 
   // Sums over the warp's 16 queries: of a thread's 16 keys by eight lanes, each of which keeps half
@@ -197,12 +203,13 @@ struct MomentsVisitor {
   __device__ void store(const Moments& row, int64_t at) {
     // With an infinite logit the differences from means are not numbers; the mean is that infinity,
     // or NaN where there are both.
-    const float mean = isfinite(row.mean) ? row.mean : row.max + row.min;
+    const bool finite = isfinite(row.max) && isfinite(row.min);
+    const float mean = finite ? row.mean : row.max + row.min;
     *reinterpret_cast<float4*>(a.row_moments + 4 * at) = {mean, row.squares, row.max, row.min};
     if (!logits::asks_softmax(a.stats)) return;
-    const bool finite = isfinite(row.max);
-    a.out.logsumexp[at] = finite ? row.max + logf(row.exp_sum) : row.max;
-    a.out.entropy[at] = finite ? logf(row.exp_sum) - row.exp_dot / row.exp_sum : NAN;
+    const bool below = isfinite(row.max);
+    a.out.logsumexp[at] = below ? row.max + logf(row.exp_sum) : row.max;
+    a.out.entropy[at] = below ? logf(row.exp_sum) - row.exp_dot / row.exp_sum : NAN;
   }
 };
 
@@ -273,6 +280,9 @@ __device__ float over_block(float value, float (&warps)[kTiles.threads / kWarp])
   return all;
 }
 
+// A mean and what it lacks, of which there is none beside an infinity.
+__device__ float corrected(float mean, float rest) { return isfinite(rest) ? mean + rest : mean; }
+
 // The values of each head from those of its rows; a block per head.
 __global__ void __launch_bounds__(kTiles.threads) heads(AttentionLogitsStatsArgs a) {
   __shared__ float warps[kTiles.threads / kWarp];
@@ -287,14 +297,18 @@ __global__ void __launch_bounds__(kTiles.threads) heads(AttentionLogitsStatsArgs
       max = larger(rows[i].z, max);
       min = smaller(rows[i].w, min);
     }
-    const float mean = over_block<Add>(sum, warps) / queries;
+    const float rounded = over_block<Add>(sum, warps) / queries;
     within = over_block<Add>(within, warps);
     max = over_block<Larger>(max, warps);
     min = over_block<Smaller>(min, warps);
-    float between = 0.0f;
-    for (int64_t i = threadIdx.x; i < a.q.tokens; i += kTiles.threads)
-      between = fmaf(rows[i].x - mean, rows[i].x - mean, between);
-    between = over_block<Add>(between, warps);
+    float between = 0.0f, rest = 0.0f;
+    for (int64_t i = threadIdx.x; i < a.q.tokens; i += kTiles.threads) {
+      rest += rows[i].x - rounded;
+      between = fmaf(rows[i].x - rounded, rows[i].x - rounded, between);
+    }
+    rest = over_block<Add>(rest, warps) / queries;
+    between = not_negative(fmaf(-queries * rest, rest, over_block<Add>(between, warps)));
+    const float mean = corrected(rounded, rest);
     if (threadIdx.x == 0) {
       const float squares = fmaf(keys, between, within);
       float* values = a.out.head_values + row * logits::kValues;
@@ -403,11 +417,15 @@ __global__ void __launch_bounds__(kTiles.threads) images(AttentionLogitsStatsArg
     }
     mean /= count;
     head = a.out.head_values + image * a.matrices * logits::kValues;
-    float variance = 0.0f;
-    for (int64_t m = 0; m < a.matrices; ++m, head += logits::kValues)
-      variance +=
-          fmaf(head[logits::kMean] - mean, head[logits::kMean] - mean, head[logits::kVariance]);
-    variance /= count;
+    float variance = 0.0f, rest = 0.0f;
+    for (int64_t m = 0; m < a.matrices; ++m, head += logits::kValues) {
+      const float deviation = head[logits::kMean] - mean;
+      rest += deviation;
+      variance += fmaf(deviation, deviation, head[logits::kVariance]);
+    }
+    rest /= count;
+    variance = not_negative(fmaf(-rest, rest, variance / count));
+    mean = corrected(mean, rest);
     float* values = a.out.image_values + image * logits::kValues;
     values[logits::kMean] = mean;
     values[logits::kMax] = max;

@@ -2,7 +2,7 @@
 // The exact lower median of an image's logits, without keeping one: digits of four bits, from the
 // top, of keys that sort as floats do. For each digit, tiles are computed once more; threads count
 // in registers the values that the digit has among the logits that begin with the digits found so
-// far, and a warp per image finds where the median's rank falls. No atomics and no addresses that
+// far, and a block per image finds where the median's rank falls. No atomics and no addresses that
 // depend on data: a verifier can follow all of it.
 #pragma once
 
@@ -14,7 +14,7 @@
 namespace fiqa_fast::cuda {
 namespace {
 
-// Of select: a warp per image.
+// Of select: eight warps share the counts of an image.
 constexpr int kSelectThreads = 256;
 
 constexpr int kBins = 16;
@@ -94,45 +94,51 @@ __global__ void __launch_bounds__(kTileThreads, kLogitsTiles.blocks)
   }
 }
 
-// Finds the digit that holds the rank of the lower median; a warp per image, a lane per bin.
+// Finds the digit that holds the rank of the lower median; a block per image, a lane per bin.
 __global__ void __launch_bounds__(kSelectThreads) select(AttentionLogitsStatsArgs a, int pass) {
   constexpr int kWarps = kSelectThreads / kWarp;
   constexpr uint32_t kAll = 0xffffffffu;
-  const int lane = threadIdx.x % kWarp;
+  __shared__ int64_t warp_sums[kWarps][kWarp];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t per_image = Item::count(a) / a.images * kTileWarps;
-  for (int64_t image = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-       image < a.images; image += static_cast<int64_t>(gridDim.x) * kWarps) {
+  for (int64_t image = blockIdx.x; image < a.images; image += gridDim.x) {
     int64_t sum = 0;
     if (lane < kCountsSize)
-      for (int64_t i = 0; i < per_image; ++i)
+      for (int64_t i = warp; i < per_image; i += kWarps)
         sum += a.counts[(image * per_image + i) * kCountsSize + lane];
-    const int64_t nans = __shfl_sync(kAll, sum, kBins);
-    for (int step = 1; step < kBins; step *= 2) {
-      const int64_t before = __shfl_up_sync(kAll, sum, step);
-      sum += lane >= step ? before : 0;
+    warp_sums[warp][lane] = sum;
+    __syncthreads();
+    if (warp == 0) {
+      for (int other = 1; other < kWarps; ++other) sum += warp_sums[other][lane];
+      const int64_t nans = __shfl_sync(kAll, sum, kBins);
+      for (int step = 1; step < kBins; step *= 2) {
+        const int64_t before = __shfl_up_sync(kAll, sum, step);
+        sum += lane >= step ? before : 0;
+      }
+      const int64_t first_rank = (a.matrices * a.q.tokens * a.k.tokens - 1) / 2;
+      const MedianSearch* found = pass ? a.searches + (pass - 1) * a.images + image : nullptr;
+      const int64_t rank = pass ? found->rank : first_rank;
+      // Bins that hold, with all before, only what lies below the rank.
+      const int bin = __popc(__ballot_sync(kAll, lane < kBins && sum <= rank));
+      const int64_t below = __shfl_sync(kAll, sum, bin > 0 ? bin - 1 : 0);
+      const Digit digit = digit_of(pass, pass ? found->prefix : 0u);
+      const uint32_t prefix = digit.prefix | static_cast<uint32_t>(bin) << digit.shift;
+      if (lane == 0) {
+        a.searches[pass * a.images + image] = {rank - (bin > 0 ? below : 0), prefix};
+        if (pass + 1 == kDigits) a.out.median[image] = nans > 0 ? NAN : float_from(prefix);
+      }
     }
-    const int64_t first_rank = (a.matrices * a.q.tokens * a.k.tokens - 1) / 2;
-    const MedianSearch* found = a.searches + (pass - 1) * a.images + image;
-    const int64_t rank = pass ? found->rank : first_rank;
-    // Bins that hold, with all before, only what lies below the rank.
-    const int bin = __popc(__ballot_sync(kAll, lane < kBins && sum <= rank));
-    const int64_t below = __shfl_sync(kAll, sum, bin > 0 ? bin - 1 : 0);
-    const Digit digit = digit_of(pass, pass ? found->prefix : 0u);
-    const uint32_t prefix = digit.prefix | static_cast<uint32_t>(bin) << digit.shift;
-    if (lane == 0) {
-      a.searches[pass * a.images + image] = {rank - (bin > 0 ? below : 0), prefix};
-      if (pass + 1 == kDigits) a.out.median[image] = nans > 0 ? NAN : float_from(prefix);
-    }
+    __syncthreads();  // before the next image's sums
   }
 }
 
 template <class T, bool kVector>
 cudaError_t launch_median(const AttentionLogitsStatsArgs& a, cudaStream_t stream) {
-  const int warps = blocks_for(divide_up(a.images, kSelectThreads / kWarp));
   cudaError_t error = cudaSuccess;
   for (int pass = 0; pass < kDigits && error == cudaSuccess; ++pass) {
     error = launch(count<T, kVector>, blocks_for(Item::count(a)), kTileThreads, 0, stream, a, pass);
-    if (error == cudaSuccess) error = launch(select, warps, kSelectThreads, 0, stream, a, pass);
+    if (error == cudaSuccess)
+      error = launch(select, blocks_for(a.images), kSelectThreads, 0, stream, a, pass);
   }
   return error;
 }

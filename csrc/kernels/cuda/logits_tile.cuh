@@ -27,8 +27,8 @@ struct LogitsTiles {
   // A slab's row is 8 groups of 16 bytes, all 32 banks once: 64 channels of bfloat16, so that the
   // usual head_dim of 64 needs one. Four slabs are 32 KiB, below what every device gives.
   int groups = 8;
-  // That a multiprocessor is to hold at least. It leaves 170 registers to a thread; told nothing,
-  // ptxas aims at five blocks and spills.
+  // That a multiprocessor is to hold at least (two, where it has 100 KiB of shared memory). It
+  // leaves 170 registers to a thread; told nothing, ptxas aims at five blocks and spills.
   int blocks = 3;
 };
 constexpr LogitsTiles kLogitsTiles;
@@ -102,6 +102,7 @@ __device__ void begin_slab(Slab& slab, const T* head, const AttentionTokens& sid
 template <class T>
 __device__ void multiply(Logits& logits, Slab& q, Slab& k, int channels) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+#pragma unroll 1  // a step has work enough to overlap, and two do not fit the registers
   for (int step = 0; 16 * step < channels; ++step) {
     uint32_t a[4];
     ldmatrix_x4(a, &q.at(warp * 16 + lane % 16, 2 * step + lane / 16));
@@ -111,8 +112,13 @@ __device__ void multiply(Logits& logits, Slab& q, Slab& k, int channels) {
       uint32_t b[4];
       ldmatrix_x4(b, &k.at(8 * n + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
       const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-      mma_m16n8k16(logits[n], a, first, T{});
-      mma_m16n8k16(logits[n + 1], a, second, T{});
+      // Tensor cores cut off what does not fit beside the sum so far. Sixteen products at a time,
+      // added up outside, lose little; a sum over all channels and heads would drift towards zero.
+      float sums[2][4] = {};
+      mma_m16n8k16(sums[0], a, first, T{});
+      mma_m16n8k16(sums[1], a, second, T{});
+#pragma unroll
+      for (int i = 0; i < 8; ++i) logits[n + i / 4][i % 4] += sums[i / 4][i % 4];
     }
   }
 }

@@ -65,6 +65,9 @@ def steps_of(name: str, most: int) -> list[Step]:
         steps.append(Step(case.call, case=case, strictly=name in LAYER_NORMS))
     if name in LAYER_NORMS:
         steps.append(Step(constant_rows(name)))
+    if name == "attention_logits_stats":
+        case = operator.equal_logits()
+        steps.append(Step(case.call, case=case))
     return steps
 
 

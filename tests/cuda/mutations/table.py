@@ -554,6 +554,12 @@ MUTATIONS = [
     ),
     Mutation(
         STATS,
+        "the rounding of the mean is not made up for",
+        "not_negative(fmaf(-count * rest, rest, squares))",
+        "squares",
+    ),
+    Mutation(
+        STATS,
         "the maximum of half a row's lanes",
         "for (int bits = 1; bits < 4; bits *= 2) {\n        Moments other",
         "for (int bits = 1; bits < 2; bits *= 2) {\n        Moments other",
@@ -591,8 +597,8 @@ MUTATIONS = [
     Mutation(
         STATS,
         "the spread between heads does not count",
-        "fmaf(head[logits::kMean] - mean, head[logits::kMean] - mean, head[logits::kVariance])",
-        "head[logits::kVariance]",
+        "variance += fmaf(deviation, deviation, head[logits::kVariance]);",
+        "variance += head[logits::kVariance];",
     ),
     Mutation(
         STATS,
@@ -627,7 +633,13 @@ MUTATIONS = [
     Mutation(
         MEDIAN,
         "skipped warps of the counts",
-        "for (int64_t i = 0; i < per_image; ++i)",
-        "for (int64_t i = 0; i < per_image; i += 2)",
+        "for (int other = 1; other < kWarps; ++other)",
+        "for (int other = 1; other < kWarps - 4; ++other)",
+    ),
+    Mutation(
+        MEDIAN,
+        "missing barrier: sums of other warps are not there yet",
+        "warp_sums[warp][lane] = sum;\n    __syncthreads();",
+        "warp_sums[warp][lane] = sum;",
     ),
 ]

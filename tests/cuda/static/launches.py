@@ -266,7 +266,7 @@ def _attention_logits_stats(
         launch("heads", rows, threads=THREADS),
         launch("centred", rows, threads=THREADS),
         launch("images", _divide_up(B, THREADS), threads=THREADS),
-        launch("select", _divide_up(B, WARPS), (1,), THREADS),
+        launch("select", B, (1,), THREADS),
     ]
     return launches
 
