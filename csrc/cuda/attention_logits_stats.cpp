@@ -9,11 +9,6 @@
 namespace fiqa_fast {
 namespace {
 
-AttentionTokens tokens_of(const Tensor& tokens) {  // [B, H, N, d]
-  return {tokens.const_data_ptr(), tokens.size(2),   tokens.stride(0),
-          tokens.stride(1),        tokens.stride(2), tokens.stride(3)};
-}
-
 AttentionLogitsStatsTensors attention_logits_stats_cuda(const Tensor& q,  // [B, H, Nq, d]
                                                         const Tensor& k,  // [B, H, Nk, d]
                                                         double scale, int64_t stats,

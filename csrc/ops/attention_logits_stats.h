@@ -21,6 +21,11 @@ inline AttentionLogitsInputs check_attention_logits_stats(const Tensor& q,  // [
   return in;
 }
 
+inline AttentionTokens tokens_of(const Tensor& tokens) {  // [B, H, N, d]
+  return {tokens.const_data_ptr(), tokens.size(2),   tokens.stride(0),
+          tokens.stride(1),        tokens.stride(2), tokens.stride(3)};
+}
+
 using AttentionLogitsStatsTensors =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 

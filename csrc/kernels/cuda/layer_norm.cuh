@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Row statistics, for the kernels of every operator on LayerNorm(x).
+// Row statistics and folded parameters, for the kernels of every operator on LayerNorm(x).
 #pragma once
 
 #include "kernels/cuda/vec.cuh"
@@ -59,6 +59,32 @@ __device__ inline RowStatistics row_statistics(const T* row, const LayerNormInpu
         load_group<kVector>(row, group, in.channel_stride, in.channels, fill, out);
       },
       in.channels, in.eps, lane, visit);
+}
+
+// Folds LayerNorm's weight g and bias b into a vector v [channels], by one warp: g v, zero from
+// there to `padded`, its sum, and b . v.
+__device__ inline void fold_norm(const float* vector, int64_t stride, const LayerNormInput& in,
+                                 int64_t padded, int lane, float* folded, float* folded_sum,
+                                 float* constant) {
+  float sum = 0.0f, dot = 0.0f;
+  // Unrolled as far as registers last: more of it spills.
+#pragma unroll 2
+  for (int64_t c = lane; c < padded; c += kWarp) {
+    float value = 0.0f;
+    if (c < in.channels) {
+      value = vector[c * stride];
+      if (in.bias.data) dot = fmaf(element(in.bias, c), value, dot);
+      if (in.weight.data) value *= element(in.weight, c);
+    }
+    sum += value;
+    folded[c] = value;
+  }
+  sum = warp_sum(sum);
+  dot = warp_sum(dot);
+  if (lane == 0) {
+    *folded_sum = sum;
+    *constant = dot;
+  }
 }
 
 }  // namespace fiqa_fast::cuda

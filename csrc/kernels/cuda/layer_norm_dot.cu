@@ -40,25 +40,8 @@ __global__ void __launch_bounds__(kTiles.threads) fold(LayerNormDotArgs a) {
   const int lane = threadIdx.x % kWarp;
   const int64_t padded = LayerNormDotArgs::padded(a.channels);
   for (int64_t n = first_row(); n < a.tokens; n += row_step()) {
-    float folded_sum = 0.0f, constant = 0.0f;
-    // Unrolled as far as registers last: more of it spills.
-#pragma unroll 2
-    for (int64_t c = lane; c < padded; c += kWarp) {
-      float value = 0.0f;
-      if (c < a.channels) {
-        value = a.w[n * a.w_token_stride + c * a.w_channel_stride];
-        if (a.bias.data) constant = fmaf(element(a.bias, c), value, constant);
-        if (a.weight.data) value *= element(a.weight, c);
-      }
-      folded_sum += value;
-      a.folded[n * padded + c] = value;
-    }
-    folded_sum = warp_sum(folded_sum);
-    constant = warp_sum(constant);
-    if (lane == 0) {
-      a.folded_sum[n] = folded_sum;
-      a.constant[n] = constant;
-    }
+    fold_norm(a.w + n * a.w_token_stride, a.w_channel_stride, a, padded, lane,
+              a.folded + n * padded, a.folded_sum + n, a.constant + n);
   }
 }
 

@@ -75,25 +75,8 @@ __global__ void __launch_bounds__(kTiles.threads) fold(MeanLayerNormArgs a) {
   const int64_t padded = MeanLayerNormArgs::padded(a.channels);
   for (int64_t image = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
        image < a.images; image += static_cast<int64_t>(gridDim.x) * kWarps) {
-    float folded_sum = 0.0f, constant = 0.0f;
-    // Unrolled as far as registers last: more of it spills.
-#pragma unroll 2
-    for (int64_t c = lane; c < padded; c += kWarp) {
-      float value = 0.0f;
-      if (c < a.channels) {
-        value = a.u[image * a.u_image_stride + c * a.u_channel_stride];
-        if (a.bias.data) constant = fmaf(element(a.bias, c), value, constant);
-        if (a.weight.data) value *= element(a.weight, c);
-      }
-      folded_sum += value;
-      a.folded[image * padded + c] = value;
-    }
-    folded_sum = warp_sum(folded_sum);
-    constant = warp_sum(constant);
-    if (lane == 0) {
-      a.folded_sum[image] = folded_sum;
-      a.constant[image] = constant;
-    }
+    fold_norm(a.u + image * a.u_image_stride, a.u_channel_stride, a, padded, lane,
+              a.folded + image * padded, a.folded_sum + image, a.constant + image);
   }
 }
 

@@ -148,28 +148,14 @@ MUTATIONS = [
     Mutation(
         MEAN,
         "wrong image: the first one's u for all",
-        "a.u[image * a.u_image_stride + c",
-        "a.u[c",
+        "a.u + image * a.u_image_stride,",
+        "a.u,",
     ),
     Mutation(
         MEAN,
         "wrong stride of u",
-        "c * a.u_channel_stride]",
-        "c]",
-    ),
-    Mutation(
-        MEAN,
-        "wrong order: the bias is folded after the weight",
-        "if (a.bias.data) constant = fmaf(element(a.bias, c), value, constant);\n"
-        "        if (a.weight.data) value *= element(a.weight, c);",
-        "if (a.weight.data) value *= element(a.weight, c);\n"
-        "        if (a.bias.data) constant = fmaf(element(a.bias, c), value, constant);",
-    ),
-    Mutation(
-        MEAN,
-        "padding of the folded u left unwritten",
-        "for (int64_t c = lane; c < padded; c += kWarp)",
-        "for (int64_t c = lane; c < a.channels; c += kWarp)",
+        "a.u_channel_stride, a, padded",
+        "1, a, padded",
     ),
     Mutation(
         MEAN,
@@ -274,16 +260,16 @@ MUTATIONS = [
         "const int64_t at = index;",
     ),
     Mutation(
-        DOT,
+        STATISTICS,
         "padding left unwritten",
         "for (int64_t c = lane; c < padded; c += kWarp)",
-        "for (int64_t c = lane; c < a.channels; c += kWarp)",
+        "for (int64_t c = lane; c < in.channels; c += kWarp)",
     ),
     Mutation(
         DOT,
         "wrong stride of w",
-        "a.w[n * a.w_token_stride +",
-        "a.w[n * a.channels +",
+        "a.w + n * a.w_token_stride,",
+        "a.w + n * a.channels,",
     ),
     Mutation(
         DOT,
@@ -292,12 +278,12 @@ MUTATIONS = [
         "warp_sum(dot)",
     ),
     Mutation(
-        DOT,
+        STATISTICS,
         "wrong order: the bias is folded after the weight",
-        "if (a.bias.data) constant = fmaf(element(a.bias, c), value, constant);\n"
-        "        if (a.weight.data) value *= element(a.weight, c);",
-        "if (a.weight.data) value *= element(a.weight, c);\n"
-        "        if (a.bias.data) constant = fmaf(element(a.bias, c), value, constant);",
+        "if (in.bias.data) dot = fmaf(element(in.bias, c), value, dot);\n"
+        "      if (in.weight.data) value *= element(in.weight, c);",
+        "if (in.weight.data) value *= element(in.weight, c);\n"
+        "      if (in.bias.data) dot = fmaf(element(in.bias, c), value, dot);",
     ),
     Mutation(
         DOT,
