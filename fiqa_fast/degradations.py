@@ -97,7 +97,8 @@ def _scale(pixels: Pixels) -> float:
 
 
 def _to_pixels(values: Floats) -> Pixels:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _blur(pixels: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
@@ -168,8 +169,7 @@ def _reduced(length: int, side: float) -> int:
 
 def _averaged(image: Floats, size: int) -> Floats:  # [H, ...] -> [size, ...]
     """Average over ``size`` equal parts of the first axis, pixels at a border shared."""
-    # Differences of the running integral, which is linear within a pixel. It is float64: sums of
-    # 8-bit values are exact.
+    # Differences of the running integral, which is linear within a pixel.
     length = len(image)
     integral = np.zeros((length + 1, *image.shape[1:]))
     np.cumsum(image, axis=0, out=integral[1:])
@@ -194,8 +194,8 @@ def _enlarged(image: Floats, size: int) -> Floats:  # [H, ...] -> [size, ...]
 
 
 def _cubic(x: Floats, a: float = -0.75) -> Floats:
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((x - 5) * x + 8) * x * a - 4 * a
+    near: Floats = ((a + 2) * x - (a + 3)) * x * x + 1
+    far: Floats = ((x - 5) * x + 8) * x * a - 4 * a
     return np.where(x <= 1, near, far)
 
 
@@ -203,14 +203,15 @@ def _jpeg(pixels: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=round(quality), subsampling="4:2:0")
     with Image.open(file, formats=("JPEG",)) as image:
-        return np.array(image)
+        return np.array(image, dtype=np.uint8)
 
 
 def _noise(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
     # A sensor's noise, demosaiced: most of it is brightness, some is colour.
-    noise = rng.standard_normal((*pixels.shape[:2], 1), np.float32) * np.float32(0.63 * strength)
-    colour = rng.standard_normal(pixels.shape, np.float32) * np.float32(0.31 * strength)
-    return _to_pixels(pixels + noise + colour)
+    brightness = rng.standard_normal((*pixels.shape[:2], 1), np.float32)
+    colour = rng.standard_normal(pixels.shape, np.float32)
+    noise = np.float32(0.63) * brightness + np.float32(0.31) * colour
+    return _to_pixels(pixels + np.float32(strength) * noise)
 
 
 def _darken(pixels: Pixels, exponent: float, rng: np.random.Generator) -> Pixels:
@@ -225,7 +226,7 @@ def _occlude(pixels: Pixels, share: float, rng: np.random.Generator) -> Pixels:
     height, width = (round(length * math.sqrt(share)) for length in pixels.shape[:2])
     top = round(at_y * (pixels.shape[0] - height))
     left = round(at_x * (pixels.shape[1] - width))
-    covered = pixels.copy()
+    covered: Pixels = pixels.copy()
     covered[top : top + height, left : left + width] = colour
     return covered
 
