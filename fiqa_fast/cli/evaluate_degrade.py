@@ -106,7 +106,8 @@ def command(
     from fiqa_fast.gallery.sources import open_sources
 
     _check_outputs(output, plot)
-    sources = open_sources(inputs, root, split(ext), output)
+    outputs = [path for path in (output, plot) if path is not None]
+    sources = open_sources(inputs, root, split(ext), outputs)
 
     from fiqa_fast.cli.scorer import make_scorer
 
@@ -144,7 +145,7 @@ def command(
     if not quiet:
         for line in images.report():
             click.echo(line, err=True)
-        for path in filter(None, (output, plot)):
+        for path in outputs:
             click.echo(f"written to {path}", err=True)
     return STRICT if strict and images.failed else 0
 

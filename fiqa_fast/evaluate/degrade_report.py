@@ -198,7 +198,7 @@ def write_plot(path: str, study: Study) -> None:
     axes.set_title(f"{n} image{'s' if n > 1 else ''}; bands: 95 % interval of the mean", size=10)
     axes.set_xticks(LEVELS)
     axes.grid(alpha=0.3)
-    axes.legend(title="type (pooled Spearman)", loc="outside right upper", frameon=False)
+    figure.legend(title="type (pooled Spearman)", loc="outside right upper", frameon=False)
     kind = _suffix(path)
     # Without dates and random ids, the same study is the same file.
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
