@@ -285,13 +285,7 @@ def _print(dtype: str, entry: dict[str, Any], report: dict[str, Any], first: boo
 
 
 def _write_json(path: str, report: dict[str, Any]) -> None:
-    from fiqa_fast.gallery.atomic import AtomicFile
+    from fiqa_fast.gallery.atomic import write_whole
 
-    target = AtomicFile(path)
-    try:
-        target.file.write((json.dumps(report, indent=2) + "\n").encode())
-        target.commit()
-    except BaseException:
-        target.abort()
-        raise
+    write_whole(path, (json.dumps(report, indent=2) + "\n").encode())
     click.echo(f"\nwritten to {path}", err=True)

@@ -165,12 +165,13 @@ def _parse_types(text: str) -> list[str]:
 
 
 def _check_outputs(output: str | None, plot: str | None) -> None:
-    from fiqa_fast.evaluate.degrade_report import check_plot, check_report
+    from fiqa_fast.evaluate.degrade_report import check_report
+    from fiqa_fast.figures import check_figure
 
     if output is not None:
         check_report(output)
     if plot is not None:
-        check_plot(plot)
+        check_figure(plot)
 
 
 def _scoring(scorer: Scorer) -> Scoring:
@@ -252,15 +253,13 @@ class _Images:
 
 def _print(study: Study, model: str, scorer: Scorer) -> None:
     from fiqa_fast.evaluate.degrade_report import LEGEND, table
+    from fiqa_fast.tables import aligned
 
-    rows = table(study)
+    header, *rows = table(study)
     facts = scorer.describe()
     gauge = ", calibrated by its gauge" if scorer.gauge is not None else ""
     click.echo(
         f"{model}: {facts['method']}, exit {facts['exit']}{gauge}; {len(study.scores)} images"
     )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join([first.strip().ljust(widths[0]), *rest]))
+    click.echo(aligned(header, rows))
     click.echo("\n" + textwrap.fill(LEGEND + " Last columns: mean score at each level.", 98))

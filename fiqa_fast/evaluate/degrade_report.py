@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fiqa_fast.evaluate.degrade import LEVELS, Curve, Estimate, Study
-from fiqa_fast.gallery.atomic import AtomicFile, check_target
-from fiqa_fast.gallery.errors import OutputError
+from fiqa_fast.figures import new_figure, save_figure
+from fiqa_fast.gallery.atomic import check_suffix, write_whole
+from fiqa_fast.tables import markdown
 
-__all__ = ["check_plot", "check_report", "table", "write_plot", "write_report"]
+__all__ = ["LEGEND", "check_report", "table", "write_plot", "write_report"]
 
 NAMES = {
     "gblur": "Gaussian blur",
@@ -33,8 +32,6 @@ LEGEND = (
     "pooled: all images and levels together; within image: the mean of each image's own; "
     "monotone: images whose score falls at every step."
 )
-_REPORTS = ("json", "csv", "md")
-_PLOTS = ("png", "svg", "pdf")
 # Okabe and Ito's colours, which colour-blind readers tell apart; the markers help on paper.
 _STYLES = (
     ("#0072b2", "o"),
@@ -49,25 +46,7 @@ _STYLES = (
 
 def check_report(path: str) -> None:
     """Raise :class:`OutputError` where no report can be written to ``path``."""
-    _check(path, _REPORTS, "report")
-
-
-def check_plot(path: str) -> None:
-    """Raise :class:`OutputError` where no plot can be drawn, or none written to ``path``."""
-    _check(path, _PLOTS, "plot")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise OutputError("a plot needs matplotlib: pip install 'fiqa_fast[evaluate]'")
-
-
-def _check(path: str, suffixes: Sequence[str], what: str) -> None:
-    if _suffix(path) not in suffixes:
-        wanted = ", ".join(f".{suffix}" for suffix in suffixes)
-        raise OutputError(f"{path}: wanted a {what} with the suffix {wanted}")
-    check_target(path)
-
-
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1][1:].lower()
+    check_suffix(path, tuple(_RENDERERS))
 
 
 def table(study: Study) -> list[list[str]]:
@@ -98,18 +77,8 @@ def write_report(path: str, study: Study, facts: Mapping[str, Any]) -> None:
     ``facts`` are what else a reader has to know: the scorer, the inputs, the version. They stand
     in .json and .md. What is undefined is null in .json and empty in .csv.
     """
-    render = {"json": _json, "csv": _csv, "md": _markdown}[_suffix(path)]
-    _write(path, render(study, facts).encode())
-
-
-def _write(path: str, content: bytes) -> None:
-    target = AtomicFile(path)
-    try:
-        target.file.write(content)
-        target.commit()
-    except BaseException:
-        target.abort()
-        raise
+    suffix = check_suffix(path, tuple(_RENDERERS))
+    write_whole(path, _RENDERERS[suffix](study, facts).encode())
 
 
 def _json(study: Study, facts: Mapping[str, Any]) -> str:
@@ -163,15 +132,14 @@ def _cells(estimate: Estimate) -> list[str]:
 
 def _markdown(study: Study, facts: Mapping[str, Any]) -> str:
     header, *rows = table(study)
-    lines = ["# Score against level of degradation", "", LEGEND, "", _row(header)]
-    lines += [_row(["---", *["---:"] * (len(header) - 1)]), *map(_row, rows), ""]
+    lines = ["# Score against level of degradation", "", LEGEND, ""]
+    lines += [markdown(header, rows), ""]
     lines.append(f"Numbered columns: mean score at that level. {len(study.scores)} images.")
     lines += ["", "```json", json.dumps(dict(facts), indent=2), "```"]
     return "\n".join(lines) + "\n"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+_RENDERERS = {".json": _json, ".csv": _csv, ".md": _markdown}
 
 
 def write_plot(path: str, study: Study) -> None:
@@ -179,11 +147,7 @@ def write_plot(path: str, study: Study) -> None:
 
     Raises :class:`OutputError` without matplotlib.
     """
-    check_plot(path)
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    figure = new_figure(7.5, 4.8)
     axes = figure.add_subplot()
     for curve, (colour, marker) in zip(study.curves, _STYLES, strict=False):
         means = [mean.value for mean in curve.mean]
@@ -199,13 +163,7 @@ def write_plot(path: str, study: Study) -> None:
     axes.set_xticks(LEVELS)
     axes.grid(alpha=0.3)
     figure.legend(title="type (pooled Spearman)", loc="outside right upper", frameon=False)
-    kind = _suffix(path)
-    # Without dates and random ids, the same study is the same file.
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
-    content = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "fiqa_fast"}):
-        figure.savefig(content, format=kind, dpi=150, metadata=dates)
-    _write(path, content.getvalue())
+    save_figure(figure, path)
 
 
 def _short(estimate: Estimate) -> str:

@@ -3,22 +3,17 @@
 
 from __future__ import annotations
 
-import io
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fiqa_fast.gallery.atomic import check_target
-from fiqa_fast.gallery.errors import InputError, OutputError
+from fiqa_fast.figures import new_figure
 
 from .compare import Comparison
-from .report import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PLOT_SUFFIXES", "check_plot", "new_figure", "plot_curves", "save_figure"]
+__all__ = ["plot_curves"]
 
-PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 # More scores than colours repeat the colours with other dashes.
 _DASHES = ("-", "--", ":", "-.")
 # With more scores than these, one legend beside the panels leaves room for the curves.
@@ -61,42 +56,3 @@ def plot_curves(comparison: Comparison) -> Figure:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
     return figure
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("plots need matplotlib: pip install 'fiqa_fast[evaluate]'") from None
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def check_plot(path: str) -> None:
-    """Raise :class:`OutputError` where no plot can be written under that name."""
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in PLOT_SUFFIXES:
-        raise OutputError(
-            f"{path}: wanted a name ending in {', '.join(PLOT_SUFFIXES)}, got {suffix or 'none'!r}"
-        )
-    check_target(path)
-
-
-def save_figure(figure: Figure, path: str) -> None:
-    """Write a figure, its kind chosen by suffix, whole or not at all, the same bytes every time."""
-    check_plot(path)
-    suffix = os.path.splitext(path)[1].lower().removeprefix(".")
-    # What differs between two runs, the date and random identifiers, stays out.
-    metadata: dict[str, Any] = {} if suffix == "png" else {"Date": None}
-    if suffix == "pdf":
-        metadata = {"CreationDate": None}
-    import matplotlib
-
-    content = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "fiqa_fast"}):
-        figure.savefig(content, format=suffix, dpi=150, metadata=metadata)
-    write_whole(path, content.getvalue())

@@ -8,31 +8,28 @@ import dataclasses
 import io
 import json
 import math
-import os
 from typing import Any
 
-from fiqa_fast.gallery.atomic import AtomicFile, check_target
-from fiqa_fast.gallery.errors import OutputError
+from fiqa_fast.gallery.atomic import check_suffix, write_whole
+from fiqa_fast.tables import aligned, markdown
 
 from .compare import Comparison, Interval, Row
 
-__all__ = ["REPORT_SUFFIXES", "check_report", "to_csv", "to_json", "to_markdown", "to_text",
-           "write_report", "write_whole"]  # fmt: skip
+__all__ = ["check_report", "to_csv", "to_json", "to_markdown", "to_text", "write_report"]
 
 
 def to_text(comparison: Comparison) -> str:
     """Aligned columns for a terminal, one table per protocol and operating point."""
     return "\n\n".join(
-        f"{title}\n{_aligned(header, cells)}" for title, header, cells in _tables(comparison)
+        f"{title}\n{aligned(header, cells)}" for title, header, cells in _tables(comparison)
     )
 
 
 def to_markdown(comparison: Comparison) -> str:
     """The same tables in Markdown."""
-    parts = []
-    for title, header, cells in _tables(comparison):
-        lines = [header, ["---"] * len(header), *cells]
-        parts.append(f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    parts = [
+        f"**{title}**\n\n{markdown(header, cells)}" for title, header, cells in _tables(comparison)
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -63,35 +60,17 @@ def to_json(comparison: Comparison) -> str:
 
 
 _WRITERS = {".csv": to_csv, ".json": to_json, ".md": to_markdown, ".txt": to_text}
-REPORT_SUFFIXES = tuple(_WRITERS)
 
 
 def check_report(path: str) -> None:
     """Raise :class:`OutputError` where no report can be written under that name."""
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in _WRITERS:
-        raise OutputError(
-            f"{path}: wanted a name ending in {', '.join(_WRITERS)}, got {suffix or 'none'!r}"
-        )
-    check_target(path)
+    check_suffix(path, tuple(_WRITERS))
 
 
 def write_report(comparison: Comparison, path: str) -> None:
     """Write a report, its kind chosen by suffix, whole or not at all."""
-    check_report(path)
-    text = _WRITERS[os.path.splitext(path)[1].lower()](comparison)
-    write_whole(path, text.encode())
-
-
-def write_whole(path: str, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    target = AtomicFile(path)
-    try:
-        target.file.write(content)
-        target.commit()
-    except BaseException:
-        target.abort()
-        raise
+    suffix = check_suffix(path, tuple(_WRITERS))
+    write_whole(path, _WRITERS[suffix](comparison).encode())
 
 
 def _tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -118,18 +97,6 @@ def _tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]
             cells.append(line)
         tables.append((title, header, cells))
     return tables
-
-
-def _aligned(header: list[str], cells: list[list[str]]) -> str:
-    lines = [header, *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:

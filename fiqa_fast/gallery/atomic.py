@@ -7,12 +7,13 @@ import os
 import secrets
 import shutil
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO
 
 from fiqa_fast.gallery.errors import OutputError
 
-__all__ = ["AtomicFile", "check_target"]
+__all__ = ["AtomicFile", "check_suffix", "check_target", "write_whole"]
 
 
 def check_target(path: str | os.PathLike[str]) -> str:
@@ -32,6 +33,28 @@ def check_target(path: str | os.PathLike[str]) -> str:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: the folder {folder} must not be written to")
     return target
+
+
+def check_suffix(path: str, suffixes: Sequence[str]) -> str:
+    """Return the suffix of a file to be written, or raise :class:`OutputError` saying why not."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in suffixes:
+        raise OutputError(
+            f"{path}: wanted a name ending in {', '.join(suffixes)}, got {suffix or 'none'!r}"
+        )
+    check_target(path)
+    return suffix
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    target = AtomicFile(path)
+    try:
+        target.file.write(content)
+        target.commit()
+    except BaseException:
+        target.abort()
+        raise
 
 
 class AtomicFile:
