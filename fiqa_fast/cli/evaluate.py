@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fiqa_fast.cli.options import quiet_pillow, split
+from fiqa_fast.cli.options import named, quiet_pillow, rates, split
 
 if TYPE_CHECKING:
     pass
+
+if TYPE_CHECKING:
+    from fiqa_fast.evaluate.datasets import Dataset
 
 __all__ = ["command"]
 
@@ -43,15 +47,6 @@ class _Evaluate(click.Command):
             formatter.write_dl([(f"evaluate {name}", text) for name, text in _STUDIES.items()])
 
 
-def _rates(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in split(text) or [])
-    except ValueError:
-        raise click.BadParameter(
-            f"wanted rates such as 1e-2,1e-3, got {text!r}", param=parameter
-        ) from None
-
-
 @click.command("evaluate", cls=_Evaluate, no_args_is_help=True)
 @click.argument("data", metavar="DATA")
 @click.option(
@@ -79,6 +74,12 @@ def _rates(_: click.Context, parameter: click.Parameter, text: str | None) -> tu
     help="Instead of --embeddings: compute them, with an ONNX model, a checkpoint, or the built-in "
     "model.",
 )
+@click.option(
+    "--matcher-input",
+    metavar="KEY=VALUE,...",
+    help="What an ONNX matcher is fed: colour=rgb|bgr, mean and scale of (pixel - mean) / scale, "
+    "and size where it takes any (default: colour=rgb,mean=127.5,scale=127.5,size=112).",
+)
 @click.option("--root", metavar="DIR", help="Where the images' relative paths start.")
 @click.option(
     "--protocol",
@@ -91,13 +92,13 @@ def _rates(_: click.Context, parameter: click.Parameter, text: str | None) -> tu
     "--fmr",
     default="1e-2,1e-3,1e-4",
     show_default=True,
-    callback=_rates,
+    callback=rates,
     metavar="RATE,...",
     help="False match rates of the threshold.",
 )
 @click.option(
     "--fnmr",
-    callback=_rates,
+    callback=rates,
     metavar="RATE,...",
     help="Of dasec also: false non-match rates of the threshold, before any discard.",
 )
@@ -129,7 +130,8 @@ def _rates(_: click.Context, parameter: click.Parameter, text: str | None) -> tu
     type=click.Choice(["refuse", "worst"]),
     default="refuse",
     show_default=True,
-    help="Images without a score: stop, or discard them first.",
+    help="Images without a score: stop, or discard them first. Images without an embedding: stop, "
+    "or leave them out.",
 )
 @click.option(
     "--max-impostors",
@@ -152,6 +154,7 @@ def command(
     columns: str | None,
     embeddings: str | None,
     matcher: str | None,
+    matcher_input: str | None,
     root: str | None,
     protocol: str,
     fmr: tuple[float, ...],
@@ -189,10 +192,18 @@ def command(
     """
     quiet_pillow()
     if (embeddings is None) == (matcher is None):
-        raise click.UsageError("wanted either --embeddings or --matcher")
+        raise click.UsageError(
+            "wanted the matcher's --embeddings, or a --matcher to compute them with; got "
+            f"{'none' if matcher is None else 'both'}"
+        )
+    if matcher_input is not None and matcher is None:
+        raise click.UsageError("--matcher-input goes with --matcher")
+    import numpy as np
+
     from fiqa_fast import evaluate, figures
     from fiqa_fast.evaluate import plots, report
     from fiqa_fast.evaluate.datasets import open_dataset
+    from fiqa_fast.evaluate.embeddings import read_embeddings
     from fiqa_fast.gallery.errors import InputError
 
     protocols = list(evaluate.PROTOCOLS) if protocol == "all" else split(protocol) or []
@@ -210,11 +221,19 @@ def command(
             "them as --scores FILE"
         )
     if control:
-        import numpy as np
-
         scores.setdefault("random", np.random.default_rng(seed).random(len(dataset.paths)))
+    if embeddings is not None:
+        vectors = read_embeddings(embeddings, dataset.paths, missing=_MARK[missing])
+    else:
+        vectors = _embed(dataset, str(matcher), matcher_input, _MARK[missing], quiet)
+    there = np.asarray(~np.isnan(vectors).all(1))
+    if not there.all():
+        absent = len(there) - np.count_nonzero(there)
+        click.echo(f"warning: {absent} images without an embedding are left out", err=True)
+        dataset, vectors = dataset.subset(there), vectors[there]
+        scores = {name: values[there] for name, values in scores.items()}
+    trials = dataset.trials(vectors, max_impostors, seed)
     try:
-        trials = _trials(dataset, embeddings, matcher, max_impostors, seed, quiet)
         found = evaluate.compare(
             trials,
             scores,
@@ -226,14 +245,9 @@ def command(
             seed=seed,
             baseline=baseline,
         )
-    except ValueError as error:
-        raise click.ClickException(f"{data}: {error}") from error
-    click.echo(
-        f"{dataset.name}: {found.facts['images']} images, {found.facts['genuine_pairs']} genuine "
-        f"pairs of {found.facts['identities']} identities, {found.facts['impostor_pairs']} impostor "
-        "pairs\n"
-    )
-    click.echo(report.to_text(found))
+    except ValueError as error:  # an option out of range
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{dataset.name}: {_counts(found.facts)}\n\n{report.to_text(found)}")
     sys.stdout.flush()
     for line in found.warnings:
         click.echo(f"warning: {line}", err=True)
@@ -244,3 +258,49 @@ def command(
     for path in (output, plot):
         if path is not None and not quiet:
             click.echo(f"written to {path}", err=True)
+
+
+# What to do about missing scores -> about missing embeddings.
+_MARK = {"refuse": "refuse", "worst": "mark"}
+
+
+def _counts(facts: dict[str, Any]) -> str:
+    sampled = facts["impostor_pairs_sampled_from"]
+    return (
+        f"{facts['images']} images, {facts['genuine_pairs']} genuine pairs of "
+        f"{facts['identities']} identities, {facts['impostor_pairs']} impostor pairs"
+        f"{'' if sampled is None else f' drawn from {sampled}'}"
+    )
+
+
+def _add_scores(scores: dict[str, Any], text: str, paths: Sequence[str], missing: str) -> None:
+    from fiqa_fast.evaluate.scores import read_scores
+    from fiqa_fast.gallery.errors import InputError
+
+    name, path = named(text)
+    columns = read_scores(path, paths, missing=missing)
+    for column, values in columns.items():
+        own = name is not None
+        label = (name or "") if own and len(columns) == 1 else f"{name}.{column}" if own else column
+        if label in scores:
+            raise InputError(
+                f"--scores {text}: there is a score called {label!r} already; give NAME=FILE"
+            )
+        scores[label] = values
+
+
+def _embed(
+    dataset: Dataset, matcher: str, matcher_input: str | None, missing: str, quiet: bool
+) -> Any:
+    from fiqa_fast.evaluate.matchers import embed_images, open_matcher, parse_matcher_input
+    from fiqa_fast.gallery.errors import InputError
+    from fiqa_fast.gallery.progress import choose_progress
+
+    if dataset.items is None:
+        raise InputError(
+            f"{dataset.name}: wanted images for --matcher, got paths without files; give --root"
+        )
+    inputs = None if matcher_input is None else parse_matcher_input(matcher_input)
+    opened = open_matcher(matcher, inputs=inputs)
+    progress = choose_progress(len(dataset.items), quiet, False)
+    return embed_images(dataset.items, opened, missing=missing, progress=progress)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fiqa_fast.cli.options import load, model_options, quiet_pillow, rates
+from fiqa_fast.cli.options import load, model_options, named, quiet_pillow, rates
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from fiqa_fast.gallery.progress import Progress
 
 __all__ = ["command"]
 
@@ -130,6 +132,7 @@ def command(
     trials = {}
     for text in embeddings:
         name, path = named(text)
+        name = Path(path).stem if name is None else name
         if name in trials:
             raise InputError(f"--embeddings: {name} is given twice; name them NAME=PATH")
         trials[name] = dataset.trials(read_embeddings(path, dataset.paths))
@@ -151,7 +154,7 @@ def command(
         every_block=every_block,
     )
 
-    def progress(name: str, left: int):  # type: ignore[no-untyped-def]
+    def progress(name: str, left: int) -> Progress:
         if left and not quiet:
             click.echo(f"{name}: {left} images to score", err=True)
         return choose_progress(left, quiet, False)
@@ -174,14 +177,6 @@ def command(
     write_whole(folder / "table.md", papers_markdown(found, dataset.name).encode())
     if not quiet:
         click.echo(f"written to {output}", err=True)
-
-
-def named(text: str) -> tuple[str, str]:
-    """``NAME=PATH`` as both; a path alone is named by its stem."""
-    name, equals, path = text.partition("=")
-    if equals and name and path and not Path(text).exists():
-        return name, path
-    return Path(text).stem, text
 
 
 def safe(name: str) -> str:

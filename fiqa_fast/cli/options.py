@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,9 +18,11 @@ __all__ = [
     "OUTPUTS",
     "load",
     "model_options",
+    "named",
     "parse_architecture",
     "parse_outputs",
     "quiet_pillow",
+    "rates",
     "scorer_options",
     "split",
 ]
@@ -155,6 +158,24 @@ def _parse_heads(_: click.Context, __: click.Parameter, text: str) -> str | int:
 def split(text: str | None) -> list[str] | None:
     """Split a comma-separated option; None stays None."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def rates(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, ...]:
+    """Return comma-separated error rates, as a callback of their option."""
+    try:
+        return tuple(float(part) for part in split(text) or [])
+    except ValueError:
+        raise click.BadParameter(
+            f"wanted rates such as 1e-2,1e-3, got {text!r}", param=parameter
+        ) from None
+
+
+def named(text: str) -> tuple[str | None, str]:
+    """Split ``NAME=PATH``; a path that exists as it is has no name."""
+    name, equals, path = text.partition("=")
+    if equals and name and path and not os.path.exists(text):
+        return name, path
+    return None, text
 
 
 def parse_outputs(text: str) -> list[str]:
