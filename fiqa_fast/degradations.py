@@ -3,12 +3,11 @@
 
 Whole levels 1 to 5 have the parameters of ``_PARAMETERS``; between them, the parameter is
 interpolated, and it goes to "nothing" at level 0. Lengths hold for a side of 112 pixels and grow
-with the image. What is random (the direction of motion, the noise, where an occlusion lies) is
-drawn from the generator alike at every level: a generator of the same seed gives one image the
-same damage, only stronger.
+with the image; the blocks of JPEG and the grain of noise do not. What is random (the direction of
+motion, the noise, where an occlusion lies) is drawn from the generator alike at every level: a
+generator of the same seed gives one image the same damage, only stronger.
 
-No operation here depends on threads or on a linear algebra library, so that the same seed gives
-the same pixels on every machine.
+No operation here depends on threads or on a linear algebra library.
 """
 
 from __future__ import annotations

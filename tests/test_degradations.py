@@ -106,6 +106,7 @@ def test_levels_are_interpolated() -> None:
 
 def test_blur_is_a_gaussian() -> None:
     pixels = texture(3, 100, 60)
+    pixels[:, 30:] = 255  # an edge, where the tails count
     for level in (0.7, 2, 5):
         sigma = parameter("gblur", level) * math.sqrt(100 * 60) / 112
         expected = ndimage.gaussian_filter(

@@ -20,7 +20,7 @@ from command_line import face
 from PIL import Image
 from scipy.stats import spearmanr
 
-from fiqa_fast import degradations
+from fiqa_fast import QualityResult, Scorer, degradations, load_model
 from fiqa_fast.cli import evaluate_degrade
 from fiqa_fast.cli.errors import STRICT, explain
 from fiqa_fast.evaluate.degrade import LEVELS, degrade_study, spearman, summarise
@@ -236,7 +236,8 @@ def test_the_built_in_model_prefers_the_undamaged(
 ) -> None:
     folder = source_tree / "examples" / "crops"
     output, plot = tmp_path / "report.json", tmp_path / "plot.png"
-    status, out, err = run(folder, "-o", output, "--plot", plot, "--dtype", "float32")
+    options = ["--dtype", "float32", "--device", "cpu"]
+    status, out, err = run(folder, "-o", output, "--plot", plot, *options)
     assert status == 0
     report = json.loads(output.read_text())
     assert report["images"] == 9
@@ -251,10 +252,15 @@ def test_the_built_in_model_prefers_the_undamaged(
         # All types start from the same clean images.
         assert entry["levels"][0] == report["types"]["gblur"]["levels"][0]
     assert "9 of 9 images studied" in err
+    scorer = Scorer(load_model("starter"), dtype="float32", device="cpu")
+    clean = scorer(sorted(folder.iterdir())).score
+    assert clean is not None
+    mean = report["types"]["occl"]["levels"][0]["mean_score"]["value"]
+    assert mean == pytest.approx(clean.double().mean().item(), abs=1e-6)
     with Image.open(plot) as image:
         assert np.asarray(image.convert("L")).std() > 10
-    # The same study writes the same bytes.
-    run(folder, "-o", tmp_path / "again.json", "--dtype", "float32", "--quiet")
+    # The same study gives the same numbers.
+    run(folder, "-o", tmp_path / "again.json", *options, "--quiet")
     assert json.loads((tmp_path / "again.json").read_text())["types"] == report["types"]
 
 
@@ -305,8 +311,6 @@ def test_a_broken_image_is_named_and_counted(run: Run, gallery: Path) -> None:
 def test_constant_scores_are_undefined_not_fatal(
     run: Run, gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fiqa_fast import QualityResult, Scorer
-
     monkeypatch.setattr(
         Scorer,
         "__call__",
