@@ -114,7 +114,6 @@ def command(
     scorer, size = make_scorer(load(model, architecture), ["score"], exit_block, threads, options)
     from fiqa_fast.evaluate.degrade import degrade_study
     from fiqa_fast.evaluate.degrade_report import write_plot, write_report
-    from fiqa_fast.gallery.errors import InputError
     from fiqa_fast.gallery.progress import choose_progress
 
     found = sum(source.count() for source in sources)
@@ -124,10 +123,6 @@ def command(
         study = degrade_study(
             images, _scoring(scorer), kinds, seed=seed, on_unscored=images.unscored
         )
-    except ValueError as error:
-        if images.failed < images.count:
-            raise
-        raise InputError(f"wanted images, got none of {images.count} that has a score") from error
     finally:
         images.progress.close()
     _print(study, model, scorer)
@@ -214,7 +209,7 @@ class _Images:
     def _picked(self) -> Iterator[Item]:
         wanted, found = self._take
         for i, item in enumerate(item for source in self._sources for item in source):
-            if i * wanted // found != (i - 1) * wanted // found:
+            if wanted == found or i * wanted // found != (i - 1) * wanted // found:
                 yield item
 
     def _decode(self, item: Item) -> Pixels | None:

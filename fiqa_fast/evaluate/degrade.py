@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fiqa_fast.degradations import MAX_LEVEL, TYPES, Pixels, degrade, parameter
+from fiqa_fast.gallery.errors import InputError
 
 __all__ = ["LEVELS", "Curve", "Estimate", "Study", "degrade_study", "spearman", "summarise"]
 
@@ -99,7 +100,8 @@ def degrade_study(
         on_unscored: hears the number of each image (from 0) with a score that is not finite.
 
     Raises:
-        ValueError: no image, a type that is not known, or not one score for each image.
+        ValueError: a type that is not known, or not one score for each image.
+        InputError: no image, or none with finite scores; it is a ValueError too.
     """
     types = tuple(dict.fromkeys(types))
     if not types:
@@ -117,7 +119,7 @@ def degrade_study(
             if on_unscored is not None:
                 on_unscored(number)
     if not rows:
-        raise ValueError("wanted at least one image that can be scored, got none")
+        raise InputError("wanted at least one image that can be scored, got none")
     scores = np.stack(rows)
     return Study(scores, summarise(scores, types, seed=seed, draws=draws), unscored, seed)
 

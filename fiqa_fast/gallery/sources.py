@@ -204,9 +204,9 @@ def open_sources(
 
     ``root`` is where the relative paths of list files start (default: the list's own folder),
     ``ext`` narrows folders to these suffixes, ``exclude`` is what to pass over in folders: the
-    output of the run, or several. Keys are relative to a folder, the name of a file, or a line of a list as
-    written; with several inputs, they start with the input's name, or with the input as written
-    where two inputs have the same name.
+    output of the run, or several. Keys are relative to a folder, the name of a file, or a line of
+    a list as written; with several inputs, they start with the input's name, or with the input as
+    written where two inputs have the same name.
 
     Raises :class:`InputError` for an input that is missing, unreadable, named twice, an output
     too, or no file or folder, for a root that is no folder, and where there is nothing to
@@ -221,7 +221,7 @@ def open_sources(
     outputs = [exclude] if isinstance(exclude, (str, os.PathLike)) else exclude or ()
     hidden = frozenset(os.path.realpath(output) for output in outputs)
     for path in paths:
-        if os.path.realpath(path) in hidden:
+        if hidden and os.path.realpath(path) in hidden:
             raise InputError(f"{printable(path)}: this is the output too, and would be overwritten")
     names = _names(paths)
     sources = [
