@@ -24,7 +24,8 @@ from fiqa_fast import QualityResult, Scorer, degradations, load_model
 from fiqa_fast.cli import evaluate_degrade
 from fiqa_fast.cli.errors import STRICT, explain
 from fiqa_fast.evaluate.degrade import LEVELS, degrade_study, spearman, summarise
-from fiqa_fast.evaluate.degrade_report import check_plot, table
+from fiqa_fast.evaluate.degrade_report import table
+from fiqa_fast.figures import check_figure
 from fiqa_fast.gallery.errors import InputError, OutputError
 
 TYPES = degradations.TYPES
@@ -358,9 +359,9 @@ def test_refusals_are_one_line(run: Run, gallery: Path, tmp_path: Path) -> None:
         ([tmp_path / "missing"], "no such file"),
         ([gallery, "--types", "fog"], "wanted some of gblur"),
         ([gallery, "--types", ","], "got none"),
-        ([gallery, "-o", tmp_path / "r.txt"], "wanted a report with the suffix .json, .csv, .md"),
+        ([gallery, "-o", tmp_path / "r.txt"], "wanted a name ending in .json, .csv, .md"),
         ([gallery, "-o", tmp_path / "no" / "r.csv"], "does not exist; create it first"),
-        ([gallery, "--plot", tmp_path / "p.jpg"], "wanted a plot with the suffix .png"),
+        ([gallery, "--plot", tmp_path / "p.jpg"], "wanted a name ending in .png"),
         ([gallery, "--limit", 0], "0 is not in the range"),
         ([gallery, "--exit", 99], "exit must be a block's number"),
     ]
@@ -378,4 +379,4 @@ def test_without_matplotlib_a_plot_is_refused_early(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"pip install 'fiqa_fast\[evaluate\]'"):
-        check_plot(str(tmp_path / "plot.png"))
+        check_figure(str(tmp_path / "plot.png"))

@@ -13,9 +13,6 @@ import click
 from fiqa_fast.cli.options import named, quiet_pillow, rates, split
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from fiqa_fast.evaluate.datasets import Dataset
 
 __all__ = ["command"]

@@ -161,6 +161,7 @@ def command(
 
     scores = scores_of_all_methods(loaded, dataset.items, folder / "values", settings, progress)
     _write_scores(folder / "scores", dataset.paths, scores)
+    scores = {**scores, **dataset.scores}  # others' scores that the set itself holds
     found = {
         name: evaluate.compare(
             each, scores, protocols=[protocol], fmr=fmr, limit=limit, draws=draws
