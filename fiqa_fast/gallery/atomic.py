@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from fiqa_fast.gallery.errors import OutputError
 
-__all__ = ["AtomicFile", "check_target"]
+__all__ = ["AtomicFile", "check_target", "write_atomically"]
 
 
 def check_target(path: str | os.PathLike[str]) -> str:
@@ -75,3 +75,14 @@ class AtomicFile:
             self.file.close()
         with suppress(FileNotFoundError):
             os.unlink(self._temporary)
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a whole file at once, or raise :class:`OutputError` and leave what was there."""
+    target = AtomicFile(path)
+    try:
+        target.file.write(content)
+        target.commit()
+    except BaseException:
+        target.abort()
+        raise
