@@ -39,7 +39,7 @@ from fiqa_fast import evaluate
 from fiqa_fast.degradations import TYPES
 from fiqa_fast.evaluate.compare import Interval, Row
 from fiqa_fast.evaluate.degrade import degrade_study
-from fiqa_fast.gallery.atomic import write_whole
+from fiqa_fast.gallery.atomic import write_atomically
 from fiqa_fast.images import decode
 from fiqa_fast.tables import markdown
 
@@ -309,7 +309,7 @@ def main() -> None:
     draw_curves(first, faces.scores, arguments.output / "evidence_curves.svg", depth)
     damage = damaged(data, model, arguments.damaged)
     text = page(faces, halves, by_matcher, trials, rates, damage, model)
-    write_whole(arguments.output / "evidence.md", text.encode())
+    write_atomically(arguments.output / "evidence.md", text.encode())
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import ops, reference
+    from .calibrate import fit_gauge
     from .dropin import last_quality, register_attention, replace_last_attention, with_quality
     from .errors import CheckpointError, ImageError, UnsupportedModelError
-    from .models import FaceViT, Gauge, ViTConfig, load_gauge, load_model
+    from .models import FaceViT, Gauge, ViTConfig, load_gauge, load_model, save_gauge
     from .scorer import QualityResult, Scorer
 
 __version__ = version("fiqa_fast")
@@ -33,6 +34,7 @@ __all__ = [
     "Scorer",
     "UnsupportedModelError",
     "ViTConfig",
+    "fit_gauge",
     "last_quality",
     "load_gauge",
     "load_model",
@@ -40,13 +42,15 @@ __all__ = [
     "reference",
     "register_attention",
     "replace_last_attention",
+    "save_gauge",
     "with_quality",
 ]
 
 _HOMES = {
+    "calibrate": ("fit_gauge",),
     "dropin": ("last_quality", "register_attention", "replace_last_attention", "with_quality"),
     "errors": ("CheckpointError", "ImageError", "UnsupportedModelError"),
-    "models": ("FaceViT", "Gauge", "ViTConfig", "load_gauge", "load_model"),
+    "models": ("FaceViT", "Gauge", "ViTConfig", "load_gauge", "load_model", "save_gauge"),
     "scorer": ("QualityResult", "Scorer"),
 }
 

@@ -18,8 +18,15 @@ from torch import Tensor, nn
 
 from .adapters.custom import register_attention
 from .adapters.remade import Remade, remake
-from .adapters.site import AttentionSite, find_site
-from .adapters.taps import AttentionTap, Pass, Recorder, add_taps, remove_taps
+from .adapters.site import AttentionSite, find_site, find_sites
+from .adapters.taps import (
+    AttentionTap,
+    Pass,
+    Recorder,
+    add_taps,
+    pooled_taps,
+    remove_taps,
+)
 from .adapters.twin import twin_of
 from .errors import UnsupportedModelError
 from .models.gauge import Gauge, GaugeRow, check_gauge, load_gauge
@@ -27,7 +34,7 @@ from .options import TOKENS, check_name, checked_outputs
 
 __all__ = ["last_quality", "register_attention", "replace_last_attention", "with_quality"]
 
-OUTPUTS = ("score", "patch_map", "query_map", "head_scores")
+OUTPUTS = ("score", "patch_map", "query_map", "head_scores", "exit_scores")
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -78,7 +85,8 @@ def with_quality(
     - ``score`` [B]: mean pre-softmax logit of the last attention, over heads, queries and keys;
     - ``patch_map`` [B, gh, gw]: mean logit that each patch receives as a key;
     - ``query_map`` [B, gh, gw]: mean logit of each patch as a query;
-    - ``head_scores`` [B, H]: mean logit of each head.
+    - ``head_scores`` [B, H]: mean logit of each head;
+    - ``exit_scores`` [B, L]: the score that every block alone would give, the last one's last.
 
     Maps are [B, N] where the patch grid is not known or patches are dropped in training.
 
@@ -88,12 +96,13 @@ def with_quality(
             :class:`FaceViT`, copies of their code, and whatever :func:`register_attention` knows.
             They are recognised by structure, and their attention is checked on random tokens.
             Compile it afterwards.
-        outputs: any of score, patch_map, query_map, head_scores, in the order wanted.
+        outputs: any of score, patch_map, query_map, head_scores, exit_scores, in the order wanted.
+            The last takes hooks on every block's attention, and proves every one.
         tokens: ``"patch"`` means over the patch tokens; ``"all"`` over class, register and other
             tokens, too, as queries and as keys. Maps show the patches in either case, so that the
             mean of a map is the score for ``"patch"`` alone.
-        gauge: a :class:`Gauge` or gauge file fitted on this very model; it calibrates score and
-            patch_map. ``None`` gives published values.
+        gauge: a :class:`Gauge` or gauge file fitted on this very model (:func:`fit_gauge`); it
+            calibrates score, patch_map and exit_scores. ``None`` gives published values.
 
     Raises:
         UnsupportedModelError: the structure, or an argument of a later forward pass, gives no
@@ -103,21 +112,17 @@ def with_quality(
     """
     names = checked_outputs(outputs, OUTPUTS)
     check_name("tokens", tokens, TOKENS)
-    _refuse_wrappers(vit)
-    if any(isinstance(module, QualityOutputs) for module in vit.modules()):
-        raise UnsupportedModelError(
-            "wanted a plain model, got one that with_quality returned, or one around it"
-        )
+    twin = plain_twin(vit)
     if vit._forward_hooks:
         raise UnsupportedModelError(
             f"wanted no forward hooks on the model itself, which would get (output, *quality), got "
             f"{len(vit._forward_hooks)}: add quality first"
         )
-    twin = _without_taps(vit)
-    site = find_site(twin)
-    row = _gauge_row(gauge, vit, site, tokens)
+    sites = find_sites(twin) if "exit_scores" in names else [find_site(twin)]
+    rows = _gauge_rows(gauge, vit, sites[-1], tokens)
     recorder = Recorder(on_demand=True)
-    add_taps(twin, AttentionTap(site, names, tokens, row, recorder))
+    last = AttentionTap(sites[-1], names, tokens, rows, recorder)
+    add_taps(twin, {**pooled_taps(sites[:-1], tokens, recorder), sites[-1].attention: last})
     remake(twin, QualityOutputs)
     twin.__dict__["_fiqa_recorder"] = recorder
     return twin
@@ -135,10 +140,11 @@ def replace_last_attention(
     check_name("tokens", tokens, TOKENS)
     _refuse_wrappers(vit)
     site = find_site(_without_taps(vit))
-    row = _gauge_row(gauge, vit, site, tokens)
+    rows = _gauge_rows(gauge, vit, site, tokens)
     remove_taps(vit, of_wrappers=False)
     recorder = Recorder(on_demand=False)
-    add_taps(vit, AttentionTap(site, ("score", "patch_map"), tokens, row, recorder))
+    tap = AttentionTap(site, ("score", "patch_map"), tokens, rows, recorder)
+    add_taps(vit, {site.attention: tap})
     return vit
 
 
@@ -168,6 +174,20 @@ def last_quality(vit: nn.Module) -> tuple[Tensor, Tensor]:
     )
 
 
+def plain_twin(vit: _M) -> _M:
+    """A twin that quality can be added to, without what was added to the model in place.
+
+    Raises:
+        UnsupportedModelError: the model is wrapped, compiled, or has quality already.
+    """
+    _refuse_wrappers(vit)
+    if any(isinstance(module, QualityOutputs) for module in vit.modules()):
+        raise UnsupportedModelError(
+            "wanted a plain model, got one that with_quality returned, or one around it"
+        )
+    return _without_taps(vit)
+
+
 def _refuse_wrappers(vit: nn.Module) -> None:
     if not isinstance(vit, nn.Module):
         raise UnsupportedModelError(f"wanted a torch.nn.Module, got {type(vit).__name__}")
@@ -190,9 +210,10 @@ def _refuse_wrappers(vit: nn.Module) -> None:
         )
 
 
-def _gauge_row(
+def _gauge_rows(
     gauge: Gauge | str | Path | None, vit: nn.Module, site: AttentionSite, tokens: str
-) -> GaugeRow | None:
+) -> tuple[GaugeRow, ...] | None:
+    """One for every block."""
     if gauge is None:
         return None
     if tokens == "all" and site.stack.prefix_tokens:
@@ -200,10 +221,9 @@ def _gauge_row(
             'a gauge belongs to the mean over the patches: wanted tokens="patch" with it, got "all"'
         )
     gauge = gauge if isinstance(gauge, Gauge) else load_gauge(gauge)
-    form = site.form
-    width = gauge.query_weight.shape[1] if form is None else form.num_heads * form.head_dim
+    width = gauge.query_weight.shape[1] if site.width is None else site.width
     check_gauge(gauge, vit, site.stack.depth, width)
-    return gauge.row(site.stack.depth)
+    return tuple(gauge.row(block) for block in range(1, site.stack.depth + 1))
 
 
 def _without_taps(vit: _M) -> _M:

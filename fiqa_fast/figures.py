@@ -7,7 +7,7 @@ import importlib.util
 import io
 from typing import TYPE_CHECKING, Any
 
-from fiqa_fast.gallery.atomic import check_suffix, write_whole
+from fiqa_fast.gallery.atomic import check_suffix, write_atomically
 from fiqa_fast.gallery.errors import OutputError
 
 if TYPE_CHECKING:
@@ -49,4 +49,4 @@ def save_figure(figure: Figure, path: str) -> None:
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "fiqa_fast"}):
         figure.savefig(content, format=kind, dpi=150, metadata=metadata.get(kind, {}))
-    write_whole(path, content.getvalue())
+    write_atomically(path, content.getvalue())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last attention of a model as one callable: its inputs in, means of its logits out."""
+"""An attention of a model as one callable: its inputs in, means of its logits out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .custom import HINT, Registered, registered
 from .logit_means import LogitMeans, from_input, from_query_key
 from .probe import observed_logits, randomised_copy
 from .projections import AttentionForm, read_form
-from .stack import Stack, find_stack
+from .stack import Stack, attention_of, find_stack
 
 # Arguments of attention forwards that change what is returned, not the logits.
 _HARMLESS = (
@@ -36,6 +36,7 @@ class AttentionSite:
     """Where the quality comes from. Holds no tensors and no modules."""
 
     stack: Stack
+    attention: str  # its name within the model
     class_name: str
     names: tuple[str, ...]  # parameters of the attention's forward, in order
     form: AttentionForm | None  # None: an adapter's
@@ -69,6 +70,11 @@ class AttentionSite:
                 projections = form.projections(attention)
                 means = from_input(form, projections, y, prefix, include_prefix, maps)
             return means if mask is None else means.unless_masked(mask)
+
+    @property
+    def width(self) -> int | None:
+        """All heads' queries side by side; None where only an adapter knows."""
+        return None if self.form is None else self.form.num_heads * self.form.head_dim
 
     def tokens(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The attention's input y [B, N, D]."""
@@ -140,8 +146,28 @@ def find_site(vit: nn.Module) -> AttentionSite:
             says what was found and how to write an adapter.
     """
     stack = find_stack(vit)
-    attention = vit.get_submodule(stack.attention)
-    class_name = type(attention).__name__
+    return _site(vit, stack, stack.blocks[-1])
+
+
+def find_sites(vit: nn.Module) -> list[AttentionSite]:
+    """Every block's self-attention, in order, each proven as :func:`find_site` does.
+
+    Raises:
+        UnsupportedModelError: as there, or two blocks have one attention between them.
+    """
+    stack = find_stack(vit)
+    sites = [_site(vit, stack, block) for block in stack.blocks]
+    if len({id(vit.get_submodule(site.attention)) for site in sites}) < len(sites):
+        raise UnsupportedModelError(
+            f"{type(vit).__name__}: wanted an attention of its own in each of {len(sites)} blocks, "
+            "got one that occurs twice"
+        )
+    return sites
+
+
+def _site(vit: nn.Module, stack: Stack, block: str) -> AttentionSite:
+    where = attention_of(vit, block)
+    attention = vit.get_submodule(where)
     names = tuple(
         p.name
         for p in inspect.signature(attention.forward).parameters.values()
@@ -150,7 +176,7 @@ def find_site(vit: nn.Module) -> AttentionSite:
     custom = registered(attention)
     rotary = next((name for name in _ROTARY if name in names), None)
     form = None if custom is not None else read_form(attention, rotary)
-    site = AttentionSite(stack, class_name, names, form, custom)
+    site = AttentionSite(stack, where, type(attention).__name__, names, form, custom)
     if custom is None:
         _refuse_suspects(site, vit, attention)
     if custom is None or custom.verify:
@@ -162,7 +188,7 @@ def find_site(vit: nn.Module) -> AttentionSite:
 
 def _verify(site: AttentionSite, attention: nn.Module) -> None:
     """Compare the means we would report with those of the logits that forward computes."""
-    where = f"{site.class_name} at {site.stack.attention}"
+    where = f"{site.class_name} at {site.attention}"
     if any(t.is_meta for t in (*attention.parameters(), *attention.buffers())):
         raise UnsupportedModelError(f"{where}: wanted weights, got meta tensors; load them first")
     generator = torch.Generator("cpu").manual_seed(1)
@@ -245,12 +271,12 @@ _SUSPECTS = ("relative_position", "rel_pos", "attention_bias", "argument .keypoi
 
 def _refuse_suspects(site: AttentionSite, vit: nn.Module, attention: nn.Module) -> None:
     held = [n for n, _ in (*vit.named_parameters(), *vit.named_buffers())]
-    held += [f"{site.stack.attention}.{name}" for name, _ in attention.named_children()]
+    held += [f"{site.attention}.{name}" for name, _ in attention.named_children()]
     held += [f"the argument .{name}" for name in site.names]
     for name in held:
         if any(suspect in f".{name}".lower() for suspect in _SUSPECTS):
             raise UnsupportedModelError(
-                f"{site.class_name} at {site.stack.attention}: wanted logits of q and k alone, got "
+                f"{site.class_name} at {site.attention}: wanted logits of q and k alone, got "
                 f"{name}, which looks like a term added to them; {HINT}"
             )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a ViT's blocks are, which attention is the last, and which of its tokens are patches."""
+"""Where a ViT's blocks are, which attention each has, and which of its tokens are patches."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ class Stack:
     how many tokens stand before the patches and there is no such layer.
     """
 
-    attention: str
-    depth: int
+    blocks: tuple[str, ...]  # in the order in which they run
     prefix_tokens: int
     patch_embed: str | None
     positions: int | None  # tokens the position embedding is made for
     drops_patches: bool  # some of them are left out in training
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
 
 
 def find_stack(vit: nn.Module) -> Stack:
@@ -61,26 +64,28 @@ def find_stack(vit: nn.Module) -> Stack:
     where, blocks = stacks[0]
     _refuse_shuffling(vit)
     # named_children leaves out a block that occurs a second time.
-    last_name, last_block = list(blocks._modules.items())[-1]
-    assert last_block is not None
-    last = f"{where}.{last_name}"
-    found = _attentions(last_block, last)
-    if len(found) != 1:
-        raise UnsupportedModelError(
-            f"{name}: wanted one self-attention in the last block {last}, got {len(found)}: "
-            f"{', '.join(n for n, _ in found) or _seen(last_block)}; {HINT}"
-        )
-    attention_name, attention = found[0]
-    custom = registered(attention)
+    names = tuple(f"{where}.{child}" for child in blocks._modules)
+    custom = registered(vit.get_submodule(attention_of(vit, names[-1])))
     prefix = custom.prefix_tokens if custom is not None else None
     return Stack(
-        attention=attention_name,
-        depth=len(blocks),
+        blocks=names,
         prefix_tokens=_count_prefix(vit, where) if prefix is None else prefix,
         patch_embed=_patch_embed(vit, where, needed=prefix is None),
         positions=_positions(vit, where),
         drops_patches=_drops_patches(vit),
     )
+
+
+def attention_of(vit: nn.Module, block: str) -> str:
+    """The name of a block's one self-attention."""
+    module = vit.get_submodule(block)
+    found = _attentions(module, block)
+    if len(found) != 1:
+        raise UnsupportedModelError(
+            f"{type(vit).__name__}: wanted one self-attention in the block {block}, got "
+            f"{len(found)}: {', '.join(n for n, _ in found) or _seen(module)}; {HINT}"
+        )
+    return found[0][0]
 
 
 def _recognised(module: nn.Module) -> bool:

@@ -177,6 +177,7 @@ def _measure(
 
     import fiqa_fast
     from fiqa_fast.engine.published import published_scores
+    from fiqa_fast.ranks import spearman
 
     try:
         scorer = fiqa_fast.Scorer(model, device=device, dtype=dtype, gauge=None)
@@ -207,7 +208,7 @@ def _measure(
         entry[name] = {
             **_rates(seconds[name], len(batches[0])),
             "max_error_over_std": float((scores - exact).abs().max() / exact.std()),
-            "spearman": _spearman(scores, exact),
+            "spearman": spearman(scores.numpy(), exact.numpy()),
         }
     entry["ratio"] = (
         entry["fiqa_fast"]["images_per_second"] / entry["published"]["images_per_second"]
@@ -246,17 +247,6 @@ def _rates(seconds: list[float], batch_size: int) -> dict[str, float]:
     }
 
 
-def _spearman(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the correlation of ranks, ties sharing their mean rank."""
-    import numpy as np
-
-    def ranks(values: torch.Tensor) -> Any:
-        _, inverse, counts = np.unique(values.numpy(), return_inverse=True, return_counts=True)
-        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
-
-
 def _device_name(device: torch.device) -> str:
     import torch
 
@@ -285,7 +275,7 @@ def _print(dtype: str, entry: dict[str, Any], report: dict[str, Any], first: boo
 
 
 def _write_json(path: str, report: dict[str, Any]) -> None:
-    from fiqa_fast.gallery.atomic import write_whole
+    from fiqa_fast.gallery.atomic import write_atomically
 
-    write_whole(path, (json.dumps(report, indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
     click.echo(f"\nwritten to {path}", err=True)

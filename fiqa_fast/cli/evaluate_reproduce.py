@@ -117,7 +117,7 @@ def command(
     from fiqa_fast.evaluate.embeddings import read_embeddings
     from fiqa_fast.evaluate.papers import papers_markdown, papers_text
     from fiqa_fast.evaluate.reproduce import Settings, scores_of_all_methods
-    from fiqa_fast.gallery.atomic import write_whole
+    from fiqa_fast.gallery.atomic import write_atomically
     from fiqa_fast.gallery.errors import InputError, OutputError
     from fiqa_fast.gallery.progress import choose_progress
 
@@ -175,7 +175,7 @@ def command(
         report.write_report(comparison, str(folder / f"{safe(name)}.csv"))
         report.write_report(comparison, str(folder / f"{safe(name)}.json"))
         figures.save_figure(plots.plot_curves(comparison), str(folder / f"{safe(name)}.svg"))
-    write_whole(folder / "table.md", papers_markdown(found, dataset.name).encode())
+    write_atomically(folder / "table.md", papers_markdown(found, dataset.name).encode())
     if not quiet:
         click.echo(f"written to {output}", err=True)
 
@@ -188,9 +188,9 @@ def safe(name: str) -> str:
 def _write_scores(
     folder: Path, paths: list[str], scores: dict[str, npt.NDArray[np.float64]]
 ) -> None:
-    from fiqa_fast.gallery.atomic import write_whole
+    from fiqa_fast.gallery.atomic import write_atomically
 
     folder.mkdir(exist_ok=True)
     for name, values in scores.items():
         lines = (f"{path} {value:.9g}\n" for path, value in zip(paths, values, strict=True))
-        write_whole(folder / f"{safe(name)}.txt", "".join(lines).encode())
+        write_atomically(folder / f"{safe(name)}.txt", "".join(lines).encode())

@@ -15,6 +15,7 @@ __all__ = ["Interrupted", "PipeClosed", "group", "version"]
 _COMMANDS = {
     "score": "Score folders, image files and lists of them.",
     "evaluate": "Judge quality scores by the errors of a face matcher.",
+    "calibrate": "Fit a gauge to a model, on unlabelled crops.",
     "bench": "Measure images per second against the published computation.",
     "models": "List the architectures that checkpoints are recognised as.",
     "info": "Show versions, devices and which kernels are in use.",

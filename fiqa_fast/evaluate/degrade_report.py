@@ -12,7 +12,7 @@ from typing import Any
 
 from fiqa_fast.evaluate.degrade import LEVELS, Curve, Estimate, Study
 from fiqa_fast.figures import new_figure, save_figure
-from fiqa_fast.gallery.atomic import check_suffix, write_whole
+from fiqa_fast.gallery.atomic import check_suffix, write_atomically
 from fiqa_fast.tables import markdown
 
 __all__ = ["LEGEND", "check_report", "table", "write_plot", "write_report"]
@@ -78,7 +78,7 @@ def write_report(path: str, study: Study, facts: Mapping[str, Any]) -> None:
     in .json and .md. What is undefined is null in .json and empty in .csv.
     """
     suffix = check_suffix(path, tuple(_RENDERERS))
-    write_whole(path, _RENDERERS[suffix](study, facts).encode())
+    write_atomically(path, _RENDERERS[suffix](study, facts).encode())
 
 
 def _json(study: Study, facts: Mapping[str, Any]) -> str:

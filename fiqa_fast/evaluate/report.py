@@ -10,7 +10,7 @@ import json
 import math
 from typing import Any
 
-from fiqa_fast.gallery.atomic import check_suffix, write_whole
+from fiqa_fast.gallery.atomic import check_suffix, write_atomically
 from fiqa_fast.tables import aligned, markdown
 
 from .compare import Comparison, Interval, Row
@@ -70,7 +70,7 @@ def check_report(path: str) -> None:
 def write_report(comparison: Comparison, path: str) -> None:
     """Write a report, its kind chosen by suffix, whole or not at all."""
     suffix = check_suffix(path, tuple(_WRITERS))
-    write_whole(path, _WRITERS[suffix](comparison).encode())
+    write_atomically(path, _WRITERS[suffix](comparison).encode())
 
 
 def _tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:

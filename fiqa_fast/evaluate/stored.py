@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fiqa_fast.gallery.atomic import write_whole
+from fiqa_fast.gallery.atomic import write_atomically
 from fiqa_fast.gallery.errors import OutputError
 
 __all__ = ["PART", "StoredValues"]
@@ -47,7 +47,7 @@ class StoredValues:
             elif any(folder.glob("*.npy")):
                 raise OutputError(f"{folder}: holds values without settings.json; remove it")
             else:
-                write_whole(there, text.encode())
+                write_atomically(there, text.encode())
         except OSError as error:
             raise OutputError(f"{folder}: {error.strerror}") from error
 

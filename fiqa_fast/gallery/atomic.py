@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from fiqa_fast.gallery.errors import OutputError
 
-__all__ = ["AtomicFile", "check_suffix", "check_target", "write_whole"]
+__all__ = ["AtomicFile", "check_suffix", "check_target", "write_atomically"]
 
 
 def check_target(path: str | os.PathLike[str]) -> str:
@@ -46,7 +46,7 @@ def check_suffix(path: str, suffixes: Sequence[str]) -> str:
     return suffix
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file that appears whole or not at all."""
     target = AtomicFile(path)
     try:

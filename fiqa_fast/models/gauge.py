@@ -14,15 +14,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 
 SUFFIX = ".gauge.safetensors"
+TENSORS = ("scale", "query_weight", "offset")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +49,8 @@ class Gauge:
     """``scale`` [L], ``query_weight`` [L, D], ``offset`` [L], all float32 on the CPU.
 
     ``model_sha256`` names the model that it was fitted on: the SHA-256 of the checkpoint file's
-    bytes, or with ``hash="state_dict"`` of :func:`state_dict_sha256`.
+    bytes, or with ``hash="state_dict"`` of :func:`state_dict_sha256`. ``notes`` say how it was
+    fitted, as JSON would; nothing is computed from them.
     """
 
     scale: Tensor
@@ -53,6 +59,7 @@ class Gauge:
     model_sha256: str
     hash: str = "file"
     source: str = ""
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def calibrate(self, block: int, mean: Tensor, phi: Tensor) -> Tensor:
         """Calibrated value(s) of block ``block`` (1-based).
@@ -72,7 +79,7 @@ class Gauge:
     def sha256(self) -> str:
         """Digest of the values, whatever file they came from."""
         digest = hashlib.sha256()
-        for tensor in (self.scale, self.query_weight, self.offset):
+        for tensor in (getattr(self, name) for name in TENSORS):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
@@ -88,7 +95,7 @@ def load_gauge(path: str | Path) -> Gauge:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             names = set(file.keys())
-            wanted = {"scale", "query_weight", "offset"}
+            wanted = set(TENSORS)
             if names != wanted:
                 raise CheckpointError(
                     f"{where}: wanted the tensors {sorted(wanted)}, got {sorted(names)[:6]}"
@@ -103,7 +110,7 @@ def load_gauge(path: str | Path) -> Gauge:
 
 def _checked(tensors: dict[str, Tensor], metadata: dict[str, str], path: str) -> Gauge:
     where = f"gauge {path}"
-    scale, weight, offset = (tensors[n] for n in ("scale", "query_weight", "offset"))
+    scale, weight, offset = (tensors[name] for name in TENSORS)
     if (
         scale.dim() != 1
         or weight.dim() != 2
@@ -124,7 +131,48 @@ def _checked(tensors: dict[str, Tensor], metadata: dict[str, str], path: str) ->
     kind = metadata.get("hash", "file")
     if kind not in ("file", "state_dict"):
         raise CheckpointError(f"{where}: hash must be file or state_dict, got {kind!r}")
-    return Gauge(scale, weight, offset, metadata["model_sha256"], kind, path)
+    return Gauge(scale, weight, offset, metadata["model_sha256"], kind, path, _notes(metadata))
+
+
+def _notes(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Notes are for readers: what cannot be read is no reason to refuse the numbers."""
+    try:
+        notes = json.loads(metadata.get("notes", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def gauge_bytes(gauge: Gauge) -> bytes:
+    """The safetensors file of a gauge: the same bytes for the same values and notes."""
+    tensors = {name: getattr(gauge, name).contiguous() for name in TENSORS}
+    metadata = {"model_sha256": gauge.model_sha256, "hash": gauge.hash}
+    if gauge.notes:
+        metadata["notes"] = json.dumps(gauge.notes, sort_keys=True)
+    return _in_order(save(tensors, metadata))
+
+
+def save_gauge(gauge: Gauge, path: str | Path) -> None:
+    """Write a gauge file (safetensors) that :func:`load_gauge` reads back to the bit.
+
+    The file appears whole or not at all; one of that name is replaced.
+
+    Raises:
+        OutputError: the file cannot be written there.
+        CheckpointError: the gauge has wrong shapes or values that are not finite.
+    """
+    from ..gallery.atomic import write_atomically  # a gallery's files are written likewise
+
+    _checked({n: getattr(gauge, n) for n in TENSORS}, {"model_sha256": "", "hash": gauge.hash}, "")
+    write_atomically(path, gauge_bytes(gauge))
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with its header sorted: the library's order changes from run to run."""
+    length = int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # tensors start at a multiple of eight
+    return len(header).to_bytes(8, "little") + header + file[8 + length :]
 
 
 def check_gauge(

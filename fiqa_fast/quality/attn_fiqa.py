@@ -23,7 +23,7 @@ from ..errors import UnsupportedModelError
 from ..models.gauge import Gauge
 from ..models.vit import Block, FaceViT
 from .fusion import exit_weights
-from .method import Tap, Values, image_by_image
+from .method import Norm, Tap, Values, image_by_image
 from .reductions import OF_EVERY_LOGIT, REDUCTIONS, Heads, reduce_logits
 
 OUTPUTS = ("score", "patch_map", "query_map", "head_scores", "exit_scores")
@@ -48,6 +48,10 @@ class QueryKey:
             self.transposed = self.weight.unflatten(0, (2, dim)).mT.contiguous()
         self.dim, self.num_heads, self.scale = dim, attention.num_heads, attention.scale
 
+    @property
+    def norm(self) -> Norm:
+        return self.norm_weight, self.norm_bias, self.eps
+
     def normed(self, x: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
         return F.layer_norm(x, (self.dim,), self.norm_weight, self.norm_bias, self.eps)
 
@@ -64,6 +68,11 @@ class QueryKey:
         products = (q_mean * k_mean).unflatten(-1, (self.num_heads, -1))
         scores: Tensor = self.scale * products.sum(-1)
         return scores
+
+    def phi(self, q_mean: Tensor) -> Tensor:
+        """What a gauge weighs: (s / H) q_mean, [B, D], heads in order."""
+        phi: Tensor = self.scale / self.num_heads * q_mean
+        return phi
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Every token's query and key, each [B, H, N, d]."""
@@ -134,9 +143,8 @@ class AttnFiqa:
     def tap(self, stage: int) -> Tap | None:
         maps = self.maps and stage + 1 in self.fusion_weights
         block = self.blocks[stage + 1]
-        norm = (block.norm_weight, block.norm_bias, block.eps)
         enough = self.reduction == "mean" and not maps
-        return Tap(norm, mean_from=self.first_token, enough=enough)
+        return Tap(block.norm, mean_from=self.first_token, enough=enough)
 
     def observe(self, stage: int, x: Tensor, tapped: Values) -> Values:
         number = stage + 1
@@ -216,7 +224,7 @@ class AttnFiqa:
     def _calibrated(self, number: int, block: QueryKey, mean: Tensor, q_mean: Tensor) -> Tensor:
         if self.gauge is None:
             return mean
-        return self.gauge.calibrate(number, mean, block.scale / block.num_heads * q_mean)
+        return self.gauge.calibrate(number, mean, block.phi(q_mean))
 
 
 def _check_options(reduction: str, heads: Heads, num_heads: int) -> None:
