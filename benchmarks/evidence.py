@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import textwrap
 from pathlib import Path
 
 import torch
@@ -45,6 +46,7 @@ from fiqa_fast.tables import markdown
 
 # Upper ends of a ratio's interval: below the first a score ranks quality, below 1 weakly.
 CLEARLY = 0.85
+RANKS = "ranks quality"
 
 
 def cell(row: Row) -> str:
@@ -55,7 +57,7 @@ def verdict(row: Row) -> str:
     interval = row.pauc_ratio_interval
     assert isinstance(interval, Interval)
     if interval.high < CLEARLY:
-        return "ranks quality"
+        return RANKS
     if interval.high < 1:
         return "ranks quality weakly"
     if interval.low > 1:
@@ -131,131 +133,141 @@ def sentences(found: dict[str, Row], depth: int) -> list[str]:
 
     blocks = range(1, depth + 1)
 
-    def listed(label: str, wanted: str) -> str:
-        numbers = [str(b) for b in blocks if verdict(of(label, b)) == wanted]
+    def listed(label: str) -> str:
+        numbers = [str(b) for b in blocks if verdict(of(label, b)) == RANKS]
         return ", ".join(numbers) if numbers else "none"
 
     turned = [b for b in blocks if of(REVERSED, b).pauc_ratio < of(THEIRS, b).pauc_ratio]
     best = min(blocks, key=lambda b: of(OURS, b).pauc_ratio)
     control = found[CONTROLS[0]]
-    beaten = of(OURS, best).pauc_ratio <= control.pauc_ratio
+    alone = of(OURS, best).pauc_ratio
     fusions = {f: found[f"{OURS}, {f} fusion"].pauc_ratio for f in ("uniform", "depth")}
     fused = min(fusions.values())
     return [
         f"The **published mean** {verdict(of(THEIRS, depth))} at the last block "
-        f"({cell(of(THEIRS, depth))}); clearly at blocks {listed(THEIRS, 'ranks quality')}, and with "
-        f"its sign reversed it is better at blocks {', '.join(map(str, turned)) or 'none'}.",
+        f"({cell(of(THEIRS, depth))}); clearly at blocks {listed(THEIRS)}, and with its sign "
+        f"reversed it is better at blocks {', '.join(map(str, turned)) or 'none'}.",
         f"The **calibrated mean** {verdict(of(OURS, depth))} at the last block "
-        f"({cell(of(OURS, depth))}); clearly at blocks {listed(OURS, 'ranks quality')}. Block 4, "
-        f"which needs three blocks to run, has {cell(of(OURS, 4))}, block 2, which needs one, "
-        f"{cell(of(OURS, 2))}.",
+        f"({cell(of(OURS, depth))}); clearly at blocks {listed(OURS)}. Block 4, which needs three "
+        f"blocks to run, has {cell(of(OURS, 4))}, block 2, which needs one, {cell(of(OURS, 2))}.",
         f"The **centred variance** {verdict(of(VARIANCE, depth))} at the last block "
-        f"({cell(of(VARIANCE, depth))}); clearly at blocks {listed(VARIANCE, 'ranks quality')}.",
-        f"Fusing the calibrated exits {'helps' if fused < of(OURS, best).pauc_ratio else 'does not help'}: "
-        f"uniform {fusions['uniform']:.3f}, by depth {fusions['depth']:.3f}, the best exit alone "
-        f"({best}) {of(OURS, best).pauc_ratio:.3f}.",
+        f"({cell(of(VARIANCE, depth))}); clearly at blocks {listed(VARIANCE)}.",
+        f"Fusing the calibrated exits {'helps' if fused < alone else 'does not help'}: uniform "
+        f"{fusions['uniform']:.3f}, by depth {fusions['depth']:.3f}, the best exit alone ({best}) "
+        f"{alone:.3f}.",
         f"{CONTROLS[0]}, a network trained for quality, has {cell(control)}: the built-in model "
-        f"{'reaches' if beaten else 'does not reach'} it.",
+        f"{'reaches' if alone <= control.pauc_ratio else 'does not reach'} it.",
     ]
 
 
-def page(faces: Faces, halves: Halves, by_matcher: dict[str, dict[str, Row]],
-         trials: dict[str, evaluate.Trials], rates: dict[int, float],
-         damage: str, model: fiqa_fast.FaceViT) -> str:  # fmt: skip
+def page(
+    faces: Faces,
+    trials: dict[str, evaluate.Trials],
+    halves: Halves,
+    rates: dict[int, float],
+    damage: str,
+    model: fiqa_fast.FaceViT,
+) -> str:
+    """The page, from numbers alone."""
     depth, heads = model.config.depth, model.config.num_heads
+    by_matcher = {name: ratios(each, faces.scores) for name, each in trials.items()}
     (first, found), *_ = by_matcher.items()
-    start = found["random"].fnmr
-    counts = trials[first]
-    picked = chosen(depth, heads)
     both = [
         [label, *(cell(rows[name]) for rows in by_matcher.values())]
-        for label, name in picked.items()
+        for label, name in chosen(depth, heads).items()
     ]
-    starts = ", ".join(
-        f"{100 * rows['random'].fnmr:.1f} % ({name})" for name, rows in by_matcher.items()
-    )
-    speed = markdown(
-        ["exit", "images/s", "over the last exit", "calibrated", "published"],
+    starts = ", ".join(f"{percent(r['random'])} ({name})" for name, r in by_matcher.items())
+    speed = [
+        [str(e), f"{r:.0f}", f"{r / rates[depth]:.2f}"]
+        + [cell(found[f"{label}, block {e}"]) for label in (OURS, THEIRS)]
+        for e, r in rates.items()
+    ]
+    return "\n\n".join(
         [
-            [str(e), f"{r:.0f}", f"{r / rates[depth]:.2f}", cell(found[f"{OURS}, block {e}"]),
-             cell(found[f"{THEIRS}, block {e}"])]
-            for e, r in rates.items()
-        ],
-    )  # fmt: skip
-    return f"""# Evidence on real faces
+            "# Evidence on real faces",
+            filled(
+                f"""Made by `python benchmarks/evidence.py` with fiqa_fast
+                {fiqa_fast.__version__}; nothing here is written by hand. The scores are those of
+                the built-in model, in float32."""
+            ),
+            filled(
+                f"""**The set.** {len(faces.names)} aligned crops of {len(set(faces.names))} people
+                from Labeled Faces in the Wild, none of whom the model or its gauge has seen; about
+                half of the crops are degraded (blur, motion, low resolution, JPEG, noise, darkness,
+                occlusion, five levels each). All pairs: {trials[first].num_genuine} genuine,
+                {trials[first].num_impostor} impostor."""
+            ),
+            filled(
+                f"""**The figure.** Protocol `fixed-fmr` at FMR {FMR:g}: the threshold is the
+                {1 - FMR:g} quantile of the impostors' similarities; genuine pairs are discarded by
+                the smaller of their two scores; the area under FNMR over discarded shares of 0 to
+                {LIMIT:g} is divided by that of a flat curve. A random score has about 1; lower is
+                better. FNMR before any discard is {percent(found["random"])} with {first}. In
+                brackets: 95 % of 1,000 draws of an identity bootstrap."""
+            ),
+            "## What holds, and what does not",
+            "\n".join(filled(f"- {sentence}", "  ") for sentence in sentences(found, depth)),
+            filled(
+                f"""("Ranks quality": the whole interval lies below {CLEARLY}; weakly: below 1.)
+                These sentences are about this small model on this set. On the networks of the
+                papers, whose weights were not at hand, the published mean is reported to be
+                competitive; whether calibration adds anything there is not known."""
+            ),
+            "![FNMR against the discarded share](evidence_curves.svg)",
+            "## Every block",
+            by_block(found, depth),
+            "Both variances are fiqa_fast's own, like the calibration; no paper has them.",
+            "## The papers' other reductions",
+            by_reduction(found, depth),
+            "Ratios alone; their intervals are as wide as above.",
+            "## Heads, fusions and controls, with two matchers",
+            f"FNMR before any discard: {starts}.",
+            markdown(["score", *by_matcher], both),
+            "The second matcher shares the network with the scores, and is a weak one.",
+            "## A gauge from half of the people",
+            of_halves(halves, depth),
+            filled(
+                f"""Fitted by `fiqa_fast.fit_gauge` on {halves.crops} unlabelled crops of
+                {halves.identities[0]} people, tried on the cross-quality images of the other
+                {halves.identities[1]} ({halves.trials.num_genuine} genuine,
+                {halves.trials.num_impostor} impostor pairs). {CONTROLS[0]} has
+                {cell(halves.found[CONTROLS[0]])} there. The model's embeddings with the fitted
+                gauge are {"the same, bit for bit, as" if halves.same_embeddings else "NOT those"}
+                without it."""
+            ),
+            "## What an exit costs",
+            "![pAUC ratio against images per second](evidence_speed.svg)",
+            markdown(["exit", "images/s", "over the last", "calibrated", "published"], speed),
+            filled(
+                f"""Score only, batches of 128 crops in memory, {machine()},
+                {str(fiqa_fast.Scorer(model).dtype).removeprefix("torch.")}; medians of interleaved
+                turns. Times differ between machines and runs; ratios less."""
+            ),
+            "## Damage at known levels",
+            damage,
+            filled(
+                """Rank correlation of the level (0 clean, 5 severe) and the score, over undamaged
+                crops of the same people and five levels of each type; -1 is best."""
+            ),
+        ]
+    ) + "\n"  # fmt: skip
 
-Made by `python benchmarks/evidence.py` with fiqa_fast {fiqa_fast.__version__}; nothing here is
-written by hand. The scores are those of the built-in model in float32.
 
-**The set.** {len(faces.dataset.paths)} aligned crops of {len(set(faces.names))} people from Labeled
-Faces in the Wild, none of whom the model or its gauge has seen; about half of the crops are degraded
-(blur, motion, low resolution, JPEG, noise, darkness, occlusion, five levels each). All pairs:
-{counts.num_genuine} genuine, {counts.num_impostor} impostor.
+def filled(text: str, indent: str = "") -> str:
+    """A paragraph of lines of bounded length."""
+    return textwrap.fill(" ".join(text.split()), 100, subsequent_indent=indent)
 
-**The figure.** Protocol `fixed-fmr` at FMR {FMR:g}: the threshold is the {1 - FMR:g} quantile of the
-impostors' similarities; genuine pairs are discarded by the smaller of their two scores; the area
-under FNMR over discarded shares of 0 to {LIMIT:g} is divided by that of a flat curve. A random score
-has about 1; lower is better. FNMR before any discard is {100 * start:.1f} % with {first}. In brackets:
-95 % of 1,000 draws of an identity bootstrap.
 
-## What holds, and what does not
+def percent(row: Row) -> str:
+    return f"{100 * row.fnmr:.1f} %"
 
-{chr(10).join(f"- {sentence}" for sentence in sentences(found, depth))}
 
-These sentences are about this small model on this set. On the networks of the papers, whose weights
-were not at hand, the published mean is reported to be competitive; whether calibration adds anything
-there is not known.
-
-![FNMR against the discarded share](evidence_curves.svg)
-
-## Every block
-
-{by_block(found, depth)}
-
-The row and the centred variance are fiqa_fast's own, like the calibration; no paper has them.
-
-## The papers' other reductions
-
-{by_reduction(found, depth)}
-
-(Ratios without intervals, which are as wide as above.)
-
-## Heads, fusions and controls, with two matchers
-
-FNMR before any discard: {starts}.
-
-{markdown(["score", *by_matcher], both)}
-
-The second matcher shares the network with the scores, and is a weak one.
-
-## A gauge from half of the people
-
-{of_halves(halves, depth)}
-
-Fitted by `fiqa_fast.fit_gauge` on {halves.crops} unlabelled crops of {halves.identities[0]} people,
-tried on the cross-quality images of the other {halves.identities[1]}
-({halves.trials.num_genuine} genuine, {halves.trials.num_impostor} impostor pairs).
-{CONTROLS[0]} has {cell(halves.found[CONTROLS[0]])} there. The model's embeddings with the fitted
-gauge are {"the same, bit for bit, as" if halves.same_embeddings else "NOT those"} without it.
-
-## What an exit costs
-
-![pAUC ratio against images per second](evidence_speed.svg)
-
-{speed}
-
-Score only, batches of 128 crops in memory, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}
-CPU{" with AMX" if torch.cpu._is_amx_tile_supported() else ""}, torch {torch.__version__.split("+")[0]},
-{str(fiqa_fast.Scorer(model).dtype).removeprefix("torch.")}; medians of interleaved turns. Times differ
-between machines and runs; ratios less.
-
-## Damage at known levels
-
-{damage}
-
-Rank correlation of the level (0 clean, 5 severe) and the score over the people's undamaged crops and
-five levels of each type; -1 is best.
-"""
+def machine() -> str:
+    amx = " with AMX" if torch.cpu._is_amx_tile_supported() else ""
+    return (
+        f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()} CPU{amx}, "
+        f"torch {torch.__version__.split('+')[0]}"
+    )
 
 
 def damaged(data: Path, model: fiqa_fast.FaceViT, images: int) -> str:
@@ -301,14 +313,13 @@ def main() -> None:
         name: evaluate.Trials.of_identities(embeddings, faces.names)
         for name, embeddings in faces.matchers.items()
     }
-    by_matcher = {name: ratios(each, faces.scores) for name, each in trials.items()}
     halves = fitted_on_half(faces, data, depth)
     rates = speeds(faces, data, depth, arguments.turns)
-    found, first = by_matcher["EdgeFace-XS"], trials["EdgeFace-XS"]
-    draw_speed(found, rates, arguments.output / "evidence_speed.svg")
+    first = trials["EdgeFace-XS"]
+    draw_speed(ratios(first, faces.scores), rates, arguments.output / "evidence_speed.svg")
     draw_curves(first, faces.scores, arguments.output / "evidence_curves.svg", depth)
     damage = damaged(data, model, arguments.damaged)
-    text = page(faces, halves, by_matcher, trials, rates, damage, model)
+    text = page(faces, trials, halves, rates, damage, model)
     write_atomically(arguments.output / "evidence.md", text.encode())
 
 

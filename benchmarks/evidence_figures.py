@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from evidence_data import CONTROLS, FMR, LIMIT, OURS, THEIRS, VARIANCE, Array
 from fiqa_fast import evaluate, figures
@@ -28,6 +29,9 @@ def draw_speed(found: dict[str, Row], rates: dict[int, float], path: Path) -> No
     axis.axhline(found[CONTROLS[0]].pauc_ratio, color="0.6", linestyle="--", label=CONTROLS[0])
     axis.axhline(1, color="0.6", linestyle=":", label="random, expected")
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("images per second, score only (numbers: exit)")
     axis.set_ylabel("pAUC ratio, lower is better")
     axis.spines[["top", "right"]].set_visible(False)

@@ -23,13 +23,15 @@ _MAX_IN_PANEL = 8
 def plot_curves(comparison: Comparison) -> Figure:
     """Draw FNMR against the discarded share, 0 to a little beyond the limit."""
     panels = list(dict.fromkeys((row.protocol, row.point) for row in comparison.rows))
-    columns = min(len(panels), 3)
-    lines = -(-len(panels) // columns)
-    figure = new_figure(4.2 * columns + 0.4, 3.4 * lines + 0.6)
-    axes = figure.subplots(lines, columns, squeeze=False)
-    limit = float(str(comparison.facts["limit"]))
     methods = list(dict.fromkeys(row.method for row in comparison.rows))
     crowded = len(methods) > _MAX_IN_PANEL
+    columns = min(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    figure = new_figure(
+        4.2 * columns + 0.4, (3.4 + (0 if crowded else 0.17 * len(methods))) * lines + 0.6
+    )
+    axes = figure.subplots(lines, columns, squeeze=False)
+    limit = float(str(comparison.facts["limit"]))
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for (protocol, point), axis in zip(panels, axes.flat, strict=False):
@@ -51,8 +53,23 @@ def plot_curves(comparison: Comparison) -> Figure:
         axis.set_ylabel("FNMR")
         axis.spines[["top", "right"]].set_visible(False)
         if not crowded:
-            axis.legend(fontsize=7, frameon=False, title="score (pAUC ratio)", title_fontsize=7)
+            # Below the panel: above the curves there is no place that is always free.
+            axis.legend(
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.2),
+                fontsize=7,
+                frameon=False,
+                title="score (pAUC ratio)",
+                title_fontsize=7,
+            )
     if crowded:
         handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
+        figure.legend(
+            handles,
+            labels,
+            loc="outside right upper",
+            fontsize=7,
+            frameon=False,
+            ncols=-(-len(methods) // 25),
+        )
     return figure
