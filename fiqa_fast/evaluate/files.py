@@ -22,6 +22,7 @@ StrPath = str | os.PathLike[str]
 def brief(value: object, limit: int = 80) -> str:
     """Return a value that somebody else wrote as one short line."""
     text = " ".join(printable(str(value)).split())
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -74,8 +74,8 @@ def _image(number: int, image: Any) -> Blob:
         return image
     if not isinstance(image, Array) or image.data is None or image.dtype != np.uint8:
         raise PickleContentError(f"wanted encoded images, got something else as image {number}")
-    # An encoder's output is [length], [length, 1] or [1, length].
-    if not math.prod(image.shape) == max(image.shape, default=0) == image.data.length:
+    # An encoder's output is [length], [length, 1] or [1, length]; decoded pixels are not.
+    if math.prod(image.shape) != max(image.shape, default=0):
         shape = list(image.shape)[:4]
         raise PickleContentError(f"wanted encoded images, got pixels {shape} as image {number}")
     return image.data
@@ -95,6 +95,7 @@ def _flags(file: BinaryIO, flags: Any) -> npt.NDArray[np.bool_]:  # [P]
 def _array(file: BinaryIO, array: Array) -> list[Any]:
     if array.data is None or array.dtype is None:
         raise PickleContentError("damaged: an array without values")
-    if [array.data.length] != [n * array.dtype.itemsize for n in array.shape]:
+    data = read_blob(file, array.data)
+    if [len(data)] != [n * array.dtype.itemsize for n in array.shape]:
         raise PickleContentError("wanted as many flags as their array has room for")
-    return list(np.frombuffer(read_blob(file, array.data), array.dtype).tolist())
+    return list(np.frombuffer(data, array.dtype).tolist())
