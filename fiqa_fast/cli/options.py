@@ -27,7 +27,16 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Known here so that help and a first check need no torch; a test compares it with the scorer's.
-OUTPUTS = ("score", "embedding", "patch_map", "query_map", "head_scores", "exit_scores")
+OUTPUTS = (
+    "score",
+    "embedding",
+    "patch_map",
+    "query_map",
+    "head_scores",
+    "exit_scores",
+    "head_maps",
+    "exit_maps",
+)
 
 # Keys of --architecture and how their values read.
 _ARCHITECTURE_KEYS: dict[str, Callable[[str], Any]] = {
