@@ -160,6 +160,8 @@ def command(
     from fiqa_fast.heatmap.grid import PatchGrid
     from fiqa_fast.heatmap.targets import check_targets
 
+    if math.isnan(alpha):
+        raise click.BadParameter("wanted a number from 0 to 1, got nan", param_hint="--alpha")
     _check_scale(scale, vmin, vmax)
     targets = check_targets(outputs, inputs)
     pictures = any(target.kind != "arrays" for target in targets)

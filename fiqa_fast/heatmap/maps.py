@@ -83,6 +83,7 @@ class MapTable:
         if len(self._good):
             shape = (len(self._good), *self._shape)
             self._maps = np.memmap(self._file, np.float32, "r", shape=shape)
+        self._file.close()  # the mapping keeps what it needs
 
     def abort(self) -> None:
         """Let the maps go."""
