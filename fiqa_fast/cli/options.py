@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OUTPUTS",
+    "gallery_options",
     "load",
     "model_options",
     "named",
@@ -30,7 +31,16 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Known here so that help and a first check need no torch; a test compares it with the scorer's.
-OUTPUTS = ("score", "embedding", "patch_map", "query_map", "head_scores", "exit_scores")
+OUTPUTS = (
+    "score",
+    "embedding",
+    "patch_map",
+    "query_map",
+    "head_scores",
+    "exit_scores",
+    "head_maps",
+    "exit_maps",
+)
 
 # Keys of --architecture and how their values read.
 _ARCHITECTURE_KEYS: dict[str, Callable[[str], Any]] = {
@@ -140,6 +150,51 @@ def scorer_options(function: F) -> F:
                 metavar="N",
                 help="CPU threads for the model (default: torch's choice).",
             ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def gallery_options(function: F) -> F:
+    """Add the options that say how a gallery is read and scored."""
+    for option in reversed(
+        (
+            click.option(
+                "--dtype",
+                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+                default="auto",
+                show_default=True,
+                help="Arithmetic of the model.",
+            ),
+            click.option(
+                "--batch-size",
+                type=click.IntRange(min=1),
+                default=32,
+                show_default=True,
+                metavar="N",
+                help="Images per batch; changes speed and memory, not scores. The built-in model "
+                "computes 8 at a time: a smaller batch takes as long as 8.",
+            ),
+            click.option(
+                "--workers",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Threads that decode images (default: one per core, at most 16).",
+            ),
+            click.option(
+                "--root",
+                metavar="DIR",
+                help="Where the relative paths of list files start (default: the list's own "
+                "folder).",
+            ),
+            click.option(
+                "--ext", metavar="jpg,png,...", help="Take only these suffixes from folders."
+            ),
+            click.option(
+                "--strict", is_flag=True, help="Exit with status 1 if any image has no score."
+            ),
+            click.option("--quiet", is_flag=True, help="No progress and no summary; errors only."),
         )
     ):
         function = option(function)
