@@ -63,7 +63,7 @@ class Copies(NamedTuple):
 
     place: int  # of the image among all, from 0
     key: str
-    planes: Pixels | None
+    planes: Pixels  # empty where the image could not be read
     rows: npt.NDArray[np.int64]
     error: str | None
 
@@ -113,7 +113,7 @@ def make_copies(place: int, crop: Crop, size: int, drawing: Drawing) -> Copies:
         original = crop.load(size)
     except Exception as error:  # what a storage raises concerns this image alone
         text = str(error) if isinstance(error, ImageError) else describe(error)
-        return Copies(place, crop.key, None, rows, text)
+        return Copies(place, crop.key, np.zeros(0, np.uint8), rows, text)
     planes = [original]
     pixels = np.ascontiguousarray(original.transpose(1, 2, 0))  # [S, S, 3]
     for copy in range(drawing.copies):

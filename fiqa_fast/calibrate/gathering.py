@@ -8,6 +8,7 @@ a fit that was interrupted between two chunks goes on as if it had not been.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -31,7 +32,8 @@ class Gathered:
     """What is left of the images seen so far; rows are copies, their target is the last variable.
 
     ``fitting`` and ``held_back`` are None until the first image. ``unread`` are images that could
-    not be read, and ``first_error`` says why the first of them.
+    not be read, and ``first_error`` says why the first of them. ``pixels`` is a digest of the
+    first image's, until one differs.
     """
 
     sample: RowSample
@@ -41,6 +43,7 @@ class Gathered:
     images: int = 0
     unread: int = 0
     first_error: str = ""
+    pixels: str | None = ""
 
 
 def gather(
@@ -70,10 +73,14 @@ def gather(
                 on_error(image.key, image.error)
                 gathered.unread += 1
                 gathered.first_error = gathered.first_error or f"{image.key}: {image.error}"
-        seen = [image for image in chunk if image.planes is not None]
+        seen = [image for image in chunk if image.error is None]
         if seen:
             rows = rows_of(subject, seen)
             run_alone(partial(_add, gathered, seen, rows, drawing.seed))
+        for image in seen:
+            pixels = hashlib.sha256(image.planes[0].tobytes()).hexdigest()
+            if gathered.pixels is not None and gathered.pixels != pixels:
+                gathered.pixels = None if gathered.pixels else pixels
         gathered.images += len(seen)
         gathered.chunks += 1
         progress.update(len(chunk))
@@ -83,7 +90,7 @@ def gather(
 
 def rows_of(subject: Subject, images: list[Copies]) -> Tensor:
     """[images, copies, L, D + 2], float64: mean logit, phi and target of every copy."""
-    planes = [image.planes for image in images if image.planes is not None]
+    planes = [image.planes for image in images]
     starts = np.cumsum([0, *(len(p) for p in planes)])[:-1]
     seen = subject.observe(torch.from_numpy(np.concatenate(planes)))
     original = torch.from_numpy(starts)

@@ -30,6 +30,10 @@ def solve(gathered: Gathered) -> tuple[Tensor, Tensor, Tensor, list[dict[str, An
     fitting, held_back = gathered.fitting, gathered.held_back
     assert fitting is not None
     assert held_back is not None
+    if gathered.pixels is not None:
+        raise InputError(
+            f"wanted crops of many people, got one and the same image {gathered.images} times"
+        )
     _check_variation(fitting, held_back)
     together = fitting.merged(held_back)
     depth = len(fitting.total)
@@ -78,7 +82,7 @@ def _check_variation(fitting: Moments, held_back: Moments) -> None:
             raise InputError(
                 f"wanted degraded copies whose embeddings differ from their images', got cosines "
                 f"that are all {moments.mean(0)[-1].item():.6f} over {which} images: are they "
-                "blank or all alike, is clean_share 1, or is the embedding blind to its input?"
+                "blank, or is the embedding blind to its input?"
             )
     for block in range(len(fitting.total)):
         deviation = fitting.covariance(block).diagonal()[:-1].clamp(min=0).sqrt()

@@ -21,7 +21,7 @@ from .moments import Moments
 from .sample import RowSample
 
 SAVE_SECONDS = 60.0  # what an interruption costs at most, and far more than saving takes
-_COUNTS = ("chunks", "images", "unread", "first_error")
+_COUNTS = ("chunks", "images", "unread", "first_error", "pixels")
 
 
 class StateFile:
