@@ -135,8 +135,8 @@ def command(
     """Draw where in each image the quality comes from.
 
     A map has what each patch receives: its mean attention logit as a key, averaged over heads,
-    calibrated as the score is. The map's mean is the score. INPUT is as in `fiqa-fast score`. An
-    image that cannot be read is named and left out.
+    calibrated as the score is. Unless --reduction or --tokens say otherwise, its mean is the score.
+    INPUT is as in `fiqa-fast score`. An image that cannot be read is named and left out.
 
     A folder gets KEY.png for the image KEY, an index heatmap.csv and the colour bar; with --per
     head or block, a strip of the crop and its maps. With --best or --worst, whatever is written has

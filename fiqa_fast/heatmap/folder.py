@@ -88,9 +88,10 @@ def write_folder(
         tiles = [painter.paint(crop, values) for values in maps]
         target = os.path.join(folder.path, *overlay_name(table.keys[number]).split("/"))
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        # Level 1: a quarter of the time, a tenth more bytes.
+        # Run lengths (3) are enough: what PNG's filters leave of a photograph repeats too little to
+        # search for. Half the time of the default, a tenth fewer bytes.
         image = Image.fromarray(tiles[0] if len(tiles) == 1 else _strip([crop, *tiles]))
-        image.save(target, "PNG", compress_level=1)
+        image.save(target, "PNG", compress_type=3)
         found = [painter.limits_of(values) for values in maps]
         return min(low for low, _ in found), max(high for _, high in found)
 

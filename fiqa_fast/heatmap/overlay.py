@@ -42,7 +42,7 @@ class Painter:
         Pixels that no patch covers stay as they are: the model does not see them.
         """
         colours = Colours(self.table, *self.limits_of(values))
-        tint = self._tint[colours.index(self.grid.spread(values))]
+        tint = np.take(self._tint, colours.index(self.grid.spread(values)), axis=0)
         covered = self.grid.covered
         painted: Pixels = crop.copy()
         painted[:covered, :covered] = crop[:covered, :covered] * self._keep + tint
