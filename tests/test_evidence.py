@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evidence import CLEARLY, verdict
 
+from evidence import CLEARLY, verdict
 from fiqa_fast import evaluate
 from fiqa_fast.evaluate import Interval, Row
 

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from fiqa_fast.degradations import MAX_LEVEL, TYPES, Pixels, degrade, parameter
 from fiqa_fast.gallery.errors import InputError
+from fiqa_fast.ranks import codes, weighted_spearman
 
-__all__ = ["LEVELS", "Curve", "Estimate", "Study", "degrade_study", "spearman", "summarise"]
+__all__ = ["LEVELS", "Curve", "Estimate", "Study", "degrade_study", "summarise"]
 
 LEVELS = tuple(range(MAX_LEVEL + 1))  # 0 is the clean image
 
@@ -163,8 +164,8 @@ def _resamples(n: int, seed: int, draws: int) -> Iterator[npt.NDArray[np.int64]]
 
 def _curve(kind: str, scores: Array, resamples: Iterable[npt.NDArray[np.int64]]) -> Curve:
     n = len(scores)
-    levels = _codes(np.tile(np.array(LEVELS, np.float64), n))
-    ranked = _codes(scores.ravel())
+    levels = codes(np.tile(np.array(LEVELS, np.float64), n))
+    ranked = codes(scores.ravel())
     own = _within_image(scores)
     defined = np.isfinite(own)
 
@@ -172,7 +173,7 @@ def _curve(kind: str, scores: Array, resamples: Iterable[npt.NDArray[np.int64]])
         counted = weight[defined]
         total = counted.sum()
         within = counted @ own[defined] / total if total else np.nan
-        pooled = _spearman(levels, ranked, np.repeat(weight, len(LEVELS)))
+        pooled = weighted_spearman(levels, ranked, np.repeat(weight, len(LEVELS)))
         return np.array([pooled, within, *(weight @ scores / n)])
 
     values = statistics(np.ones(n, np.int64))
@@ -199,39 +200,6 @@ def _interval(values: Array) -> tuple[float, float]:
         return np.nan, np.nan
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)
-
-
-def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Return the correlation of the ranks of two sequences, equal values sharing their mean rank.
-
-    nan where it is undefined: one of them is constant, or empty. (Spearman 1904.)
-    """
-    first, second = (np.asarray(values, dtype=np.float64).ravel() for values in (a, b))
-    if first.shape != second.shape:
-        raise ValueError(f"wanted sequences of one length, got {len(first)} and {len(second)}")
-    return _spearman(_codes(first), _codes(second), np.ones(len(first), np.int64))
-
-
-def _codes(values: Array) -> npt.NDArray[np.int64]:
-    """Number the distinct values in rising order."""
-    return np.unique(values, return_inverse=True)[1].astype(np.int64).ravel()
-
-
-def _spearman(
-    a: npt.NDArray[np.int64], b: npt.NDArray[np.int64], weights: npt.NDArray[np.int64]
-) -> float:
-    """Spearman's correlation of coded values, each there as often as its weight says."""
-
-    def ranks(codes: npt.NDArray[np.int64]) -> Array:
-        counts = np.bincount(codes, weights)
-        centred: Array = np.cumsum(counts) - (counts + weights.sum()) / 2
-        return centred[codes]
-
-    if not len(a):
-        return np.nan
-    x, y = ranks(a), ranks(b)
-    scale = np.sqrt((weights @ x**2) * (weights @ y**2))
-    return float(weights @ (x * y) / scale) if scale > 0 else np.nan
 
 
 def _within_image(scores: Array) -> Array:  # [images, 6] -> [images]
