@@ -95,6 +95,26 @@ def test_two_images_never_share_a_record() -> None:
         match_each(["a/1.jpg", "c/2.jpg", "b/1.jpg"], ["1.npy", "2.npy"], "e")
 
 
+def test_an_image_without_a_record_gets_no_other_one() -> None:
+    # b/1 failed, and c/1 is of another set: neither its name nor its end makes it b/1's.
+    assert match(["a/2.jpg", "b/1.jpg"], ["a/2.jpg", "c/1.jpg"], "").tolist() == [0, MISSING]
+    assert match(["a/2.jpg", "b/1.jpg"], ["a/2.png", "c/1.jpg"], "").tolist() == [0, MISSING]
+    with pytest.raises(InputError, match=r"'b/1.jpg' and 'd/c/1.jpg' have the same end"):
+        match(["a/2.jpg", "b/1.jpg"], ["d/a/2.jpg", "d/c/1.jpg"], "")
+    with pytest.raises(InputError, match="have the same end"):
+        match(["a/2.jpg", "ab/1.jpg"], ["2.jpg", "b/1.jpg"], "")
+    flat = match(["a/2.jpg", "b/1.jpg"], ["all/1.png", "all/2.png"], "")
+    assert flat.tolist() == [1, 0]
+    moved = match(["/x/a/2.jpg", "/x/b/1.jpg"], ["y/z/b/1.png", "y/z/a/2.png"], "")
+    assert moved.tolist() == [1, 0]
+
+
+def test_records_of_one_name_and_two_suffixes() -> None:
+    with pytest.raises(InputError, match=r"both 'a.png' and 'a.jpg' fit 'a'"):
+        match(["b", "a"], ["a.png", "b.png", "a.jpg"], "")
+    assert match(["b"], ["a.png", "b.png", "a.jpg"], "").tolist() == [1]
+
+
 def test_matching_takes_linear_time() -> None:
     # Every folder has the same file names, and every path must be told by its third component.
     n = 100_000
@@ -162,6 +182,12 @@ def test_an_image_scored_once_per_pair(tmp_path: Path) -> None:
     assert "s.txt, line 3: 'a' has two scores, 1.0 and 1.5" in refusal(differ, ["b", "a"])
     table = write(tmp_path / "s.csv", "path,score\na,1\na,2\n")
     assert "s.csv, line 3: 'a' has two scores" in refusal(table, ["a"])
+
+
+def test_an_error_in_the_row_counts_more_than_a_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.csv", "path,score,error\na,0.5,\nb,0.25,cut off\n")
+    assert "1 of 2 images have no score, 'b' for one" in refusal(path, ["a", "b"])
+    assert read_scores(path, ["b", "a"], missing="worst")["s"].tolist() == [WORST, 0.5]
 
 
 def test_columns_of_a_table(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ One place for it, because a record of another image is a wrong answer that nobod
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -39,8 +38,9 @@ _SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 
 def without_suffix(key: str) -> str:
     """Return a key without the suffix of an image or an array, if it has one."""
-    stem, suffix = os.path.splitext(key)
-    return stem if suffix.lower() in _SUFFIXES else key
+    stem, dot, suffix = key.rpartition(".")
+    named = stem and not stem.endswith("/")
+    return stem if named and dot + suffix.lower() in _SUFFIXES else key
 
 
 class Records(NamedTuple):
@@ -61,27 +61,39 @@ def distinct(keys: Sequence[str]) -> Records:
 
 
 def match(wanted: Sequence[str], have: Sequence[str], where: str) -> npt.NDArray[np.int64]:
-    """Return for each wanted key the index of its record in ``have``, or ``MISSING``.  # [n]
+    """Return for each wanted key the index of its record in ``have``, or ``MISSING``: int64 [n].
 
-    A record fits by its whole key; else by its whole key without the suffix; else by the longest
-    common end of the two paths, whole components from the file's name (without suffix) upwards,
-    if no other record has as much of it. Keys of ``have`` are distinct. Takes time and memory in
-    proportion to the keys' lengths.
+    There are three ways to name an image, and all records are taken to be named in the first way
+    in which any fits, so that an image without a record is not given a neighbour's:
+
+    1. by the same key;
+    2. by the same key but for its suffix;
+    3. by a path with the same end. The record with the longest common end fits, whole components
+       from the file's name (without suffix) upwards, if no other record has as much of it. What
+       comes before the common end has to be the same for all wanted keys, or for all records.
+
+    Keys of ``have`` are distinct. Takes time and memory in proportion to the keys' lengths.
 
     Raises :class:`InputError`, with ``where`` for where the records stand, if several records
-    fit a key equally well.
+    fit a key equally well, or ends fit without a system.
     """
-    found = np.full(len(wanted), MISSING, np.int64)
-    rest = _look_up(wanted, range(len(wanted)), {key: j for j, key in enumerate(have)}, found)
-    if rest:
-        stems: dict[str, int] = {}
-        for j, key in enumerate(have):
-            stem = without_suffix(key)
-            stems[stem] = MISSING if stem in stems else j
-        by_stem = {i: without_suffix(wanted[i]) for i in rest}
-        rest = _look_up(by_stem, rest, stems, found)
-    if rest:
-        _match_ends(wanted, rest, have, found, where)
+    found = _find(wanted, {key: j for j, key in enumerate(have)})
+    if (found != MISSING).any():
+        return found
+    stems: dict[str, int] = {}
+    twice: dict[str, int] = {}
+    for j, key in enumerate(have):
+        if stems.setdefault(without_suffix(key), j) != j:
+            twice[without_suffix(key)] = j
+    found = _find([without_suffix(key) for key in wanted], stems)
+    if (found != MISSING).any():
+        for i in np.flatnonzero(found != MISSING).tolist() if twice else ():
+            stem = without_suffix(wanted[i])
+            if stem in twice:
+                _refuse_several(wanted[i], [have[found[i]], have[twice[stem]]], where)
+        return found
+    _match_ends(wanted, have, found, where)
+    _check_heads(wanted, have, found, where)
     return found
 
 
@@ -99,29 +111,12 @@ def match_each(wanted: Sequence[str], have: Sequence[str], where: str) -> npt.ND
     return found
 
 
-def _look_up(
-    keys: Sequence[str] | dict[int, str],
-    which: Sequence[int],
-    index: dict[str, int],
-    found: npt.NDArray[np.int64],
-) -> list[int]:
-    """Fill in what the index knows and return the rest."""
-    rest = []
-    for i in which:
-        j = index.get(keys[i], MISSING)
-        if j == MISSING:
-            rest.append(i)
-        else:
-            found[i] = j
-    return rest
+def _find(keys: Sequence[str], index: dict[str, int]) -> npt.NDArray[np.int64]:
+    return np.array([index.get(key, MISSING) for key in keys], np.int64)
 
 
 def _match_ends(
-    wanted: Sequence[str],
-    rest: Sequence[int],
-    have: Sequence[str],
-    found: npt.NDArray[np.int64],
-    where: str,
+    wanted: Sequence[str], have: Sequence[str], found: npt.NDArray[np.int64], where: str
 ) -> None:
     """Compare paths from their ends, one component per round.
 
@@ -129,7 +124,7 @@ def _match_ends(
     a wanted key is done once its group holds one record, or no further split holds any.
     """
     # index -> (group, what is left of the path); group -> up to two of its records
-    seekers = {i: (0, _normal(wanted[i])) for i in rest}
+    seekers = {i: (0, _normal(key)) for i, key in enumerate(wanted)}
     records = {j: (0, _normal(key)) for j, key in enumerate(have)}
     members: dict[int, list[int]] = {}
     while seekers:
@@ -157,6 +152,40 @@ def _match_ends(
             elif group:
                 _refuse_several(wanted[i], [have[j] for j in members[group]], where)
         members = holds
+
+
+def _check_heads(
+    wanted: Sequence[str], have: Sequence[str], found: npt.NDArray[np.int64], where: str
+) -> None:
+    """Refuse ends that fit by chance: c/1.jpg and d/1.jpg, where a/2.jpg has b/2.jpg."""
+    first: tuple[str, str] | None = None
+    same = [True, True]
+    for i in np.flatnonzero(found != MISSING).tolist():
+        one, two = _normal(wanted[i]), _normal(have[found[i]])
+        if first is None:
+            first = _heads(one, two)
+            start, record_start = (f"{head}/" if head else "" for head in first)
+        elif not (
+            one.startswith(start)
+            and two.startswith(record_start)
+            and one[len(start) :] == two[len(record_start) :]
+        ):
+            pairs = zip(same, _heads(one, two), first, strict=True)
+            same = [known and head == other for known, head, other in pairs]
+        if not any(same):
+            raise InputError(
+                f"{where}: {brief(wanted[i])!r} and {brief(have[found[i]])!r} have the same end, "
+                "but are not related as those before; name the records by the images' paths"
+            )
+
+
+def _heads(key: str, record: str) -> tuple[str, str]:
+    """Return what comes before the common end of two paths."""
+    one, two = key.split("/"), record.split("/")
+    while one and two and one[-1] == two[-1]:
+        one.pop()
+        two.pop()
+    return "/".join(one), "/".join(two)
 
 
 def _normal(key: str) -> str:

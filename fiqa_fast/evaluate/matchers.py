@@ -19,6 +19,7 @@ from fiqa_fast.gallery.progress import Progress
 from fiqa_fast.gallery.runner import run
 from fiqa_fast.gallery.sinks import Rows
 from fiqa_fast.gallery.sources import Item, printable
+from fiqa_fast.models.loading import Architecture
 
 __all__ = ["Matcher", "MatcherInput", "embed_images", "open_matcher", "parse_matcher_input"]
 
@@ -37,13 +38,17 @@ class CheckpointMatcher:
     """The embedding of one of this package's models, not normalised."""
 
     def __init__(
-        self, model: StrPath, architecture: object = None, device: str = "auto", dtype: str = "auto"
+        self,
+        model: StrPath,
+        architecture: Architecture | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
     ) -> None:
         """Load the model; raises :class:`fiqa_fast.CheckpointError` as ``load_model`` does."""
         from fiqa_fast.models import load_model
         from fiqa_fast.scorer import Scorer
 
-        vit = load_model(model, architecture=architecture)  # type: ignore[arg-type]
+        vit = load_model(os.fspath(model), architecture=architecture)
         self.size = vit.config.img_size
         self._scorer = Scorer(vit, outputs=("embedding",), gauge=None, device=device, dtype=dtype)
 
@@ -58,7 +63,7 @@ def open_matcher(
     matcher: StrPath,
     *,
     inputs: MatcherInput | None = None,
-    architecture: object = None,
+    architecture: Architecture | None = None,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
