@@ -3,12 +3,11 @@
 
 Whole levels 1 to 5 have the parameters of ``_PARAMETERS``; between them, the parameter is
 interpolated, and it goes to "nothing" at level 0. Lengths hold for a side of 112 pixels and grow
-with the image. What is random (the direction of motion, the noise, where an occlusion lies) is
-drawn from the generator alike at every level: a generator of the same seed gives one image the
-same damage, only stronger.
+with the image; the blocks of JPEG and the grain of noise do not. What is random (the direction of
+motion, the noise, where an occlusion lies) is drawn from the generator alike at every level: a
+generator of the same seed gives one image the same damage, only stronger.
 
-No operation here depends on threads or on a linear algebra library, so that the same seed gives
-the same pixels on every machine.
+No operation here depends on threads or on a linear algebra library.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 _PARAMETERS: dict[str, tuple[float, ...]] = {
     "gblur": (0, 0.8, 1.4, 2.0, 3.0, 4.5),  # standard deviation of the Gaussian, pixels
     "mblur": (1, 5, 9, 13, 17, 23),  # length of the line that a point becomes, pixels
-    "down": (112, 56, 36, 26, 18, 12),  # side to which the image is reduced, pixels
+    "down": (112, 56, 36, 26, 18, 12),  # side to which 112 pixels are reduced
     "jpeg": (100, 30, 18, 12, 8, 4),  # quality of the encoder
     "noise": (0, 8, 16, 26, 38, 55),  # strength, grey levels
     "dark": (1, 1.6, 2.4, 3.4, 4.8, 6.5),  # exponent of the tone curve
@@ -157,14 +156,12 @@ def _mirrored(length: int, margin: int) -> npt.NDArray[np.int64]:
 
 def _reduce(pixels: Pixels, side: float, rng: np.random.Generator) -> Pixels:
     height, width = pixels.shape[:2]
-    rows = _averaged(pixels.astype(np.float32), _reduced(height, side))
-    small = _averaged(rows.swapaxes(0, 1), _reduced(width, side))
+    # The length that scales is what one pixel of the small image covers.
+    block = 1 + (_SIDE / side - 1) * _scale(pixels)
+    rows = _averaged(pixels.astype(np.float32), max(1, round(height / block)))
+    small = _averaged(rows.swapaxes(0, 1), max(1, round(width / block)))
     small = np.rint(small)  # as an image of that size would be
     return _to_pixels(_enlarged(_enlarged(small, width).swapaxes(0, 1), height))
-
-
-def _reduced(length: int, side: float) -> int:
-    return max(1, min(length, round(length * side / _SIDE)))
 
 
 def _averaged(image: Floats, size: int) -> Floats:  # [H, ...] -> [size, ...]

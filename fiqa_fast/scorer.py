@@ -52,6 +52,10 @@ class QualityResult:
         query_map: [B, gh, gw], mean published logit of each patch's query.
         head_scores: [B, H], published mean logit of each head.
         exit_scores: [B, L], the score that each block alone would give, whatever ``exit`` is.
+        head_maps: [B, H, gh, gw], what each patch receives in each head, published logits; their
+            mean over the heads is the published patch map over all heads. Fused as the score is.
+        exit_maps: [B, L, gh, gw], the patch map that each block alone would give, whatever
+            ``exit`` and ``fusion`` are; calibrated as ``exit_scores`` are.
     """
 
     score: Tensor | None = None
@@ -60,6 +64,8 @@ class QualityResult:
     query_map: Tensor | None = None
     head_scores: Tensor | None = None
     exit_scores: Tensor | None = None
+    head_maps: Tensor | None = None
+    exit_maps: Tensor | None = None
 
     def _present(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -81,7 +87,8 @@ class Scorer:
         method: ``"attn-fiqa"``: the mean pre-softmax attention logit (arXiv 2604.22841);
             ``"vit-fiqa"``: the quality head of a ViT-FIQA model (arXiv 2508.13957);
             ``"ex-fiqa"``: the same head after block ``exit``, or fused (arXiv 2604.22842).
-        outputs: any of score, embedding, patch_map, query_map, head_scores, exit_scores.
+        outputs: any of score, embedding, patch_map, query_map, head_scores, exit_scores,
+            head_maps, exit_maps; all from one pass.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``.
         dtype: of the blocks' products: float32, bfloat16, float16, or auto: bfloat16 where the
             hardware has it. Residual stream, norms and the quality itself are float32 always.
@@ -192,9 +199,9 @@ class Scorer:
         """
         results = self._engine.run(_as_batch(images, normalized, self.config.img_size))
         side = self.config.grid_size
-        for name in ("patch_map", "query_map"):
+        for name in ("patch_map", "query_map", "head_maps", "exit_maps"):
             if name in results:
-                results[name] = results[name].unflatten(1, (side, side))
+                results[name] = results[name].unflatten(-1, (side, side))
         return QualityResult(**results)
 
     def _has_a_mean_over_heads(self) -> bool:

@@ -72,7 +72,7 @@ def test_parquet_says_what_the_scores_mean(cli: Any, gallery: Path, tmp_path: Pa
 
 def test_vector_outputs(cli: Any, gallery: Path, tmp_path: Path) -> None:
     (gallery / "3.png").write_bytes(b"")
-    names = ("embedding", "patch_map", "query_map", "head_scores", "exit_scores")
+    names = fiqa_fast.scorer.OUTPUTS[1:]
     path = tmp_path / "out.parquet"
     outcome = cli("score", gallery, "-o", path, "--outputs", ",".join(names))
     assert outcome.status == 0, outcome.err

@@ -264,6 +264,8 @@ def test_any_batch_size(count: int) -> None:
         "query_map": (count, 7, 7),
         "head_scores": (count, 3),
         "exit_scores": (count, 3),
+        "head_maps": (count, 3, 7, 7),
+        "exit_maps": (count, 3, 7, 7),
     }
     for name, shape in shapes.items():
         assert getattr(result, name).shape == shape

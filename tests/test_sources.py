@@ -126,6 +126,8 @@ def test_the_output_is_not_an_input(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "scores.csv", "sub/scores.csv")
     (tmp_path / "link").symlink_to(tmp_path / "scores.csv")
     assert keys([tmp_path], exclude=tmp_path / "scores.csv") == ["a.jpg", "sub/scores.csv"]
+    several = [tmp_path / "scores.csv", tmp_path / "a.jpg"]
+    assert keys([tmp_path], exclude=several) == ["sub/scores.csv"]
 
 
 def test_an_input_that_is_the_output_is_refused(tmp_path: Path) -> None:

@@ -130,18 +130,20 @@ def test_all_that_attention_gives(case: Case, fusion: str | None) -> None:
             blocks = [case.attention(number, **options) for number in range(1, exit + 1)]
             want = {
                 name: fused([getattr(block, name) for block in blocks], fusion)
-                for name in ("patch_map", "query_map", "head_scores")
+                for name in ("patch_map", "query_map", "head_scores", "head_maps")
             }
             want["score"] = fused([block.score("mean") for block in blocks], fusion)
             run = {"exit": exit, "fusion": fusion, **options}
-            together = case.run("attn-fiqa", (*want, "exit_scores", "embedding"), **run)
+            every = ("exit_scores", "exit_maps", "embedding")
+            together = case.run("attn-fiqa", (*want, *every), **run)
             for name, values in want.items():
                 check(getattr(together, name), values)
                 if exit == case.shape.depth:
                     check(getattr(case.run("attn-fiqa", (name,), **run), name), values)
             check(together.embedding, case.reference.embedding)
-            exits = [case.attention(n, **options).score("mean") for n in case.exits]
-            check(together.exit_scores, np.stack(exits, 1))
+            exits = [case.attention(number, **options) for number in case.exits]
+            check(together.exit_scores, np.stack([exit.score("mean") for exit in exits], 1))
+            check(together.exit_maps, np.stack([exit.patch_map for exit in exits], 1))
 
 
 @every_model

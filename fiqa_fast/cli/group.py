@@ -14,6 +14,8 @@ __all__ = ["Interrupted", "PipeClosed", "group", "version"]
 # name -> what it does, in the order a newcomer needs them; the rest is in fiqa_fast/cli/<name>.py
 _COMMANDS = {
     "score": "Score folders, image files and lists of them.",
+    "heatmap": "Draw where in each image the quality comes from.",
+    "evaluate": "Judge quality scores by the errors of a face matcher.",
     "calibrate": "Fit a gauge to a model, on unlabelled crops.",
     "bench": "Measure images per second against the published computation.",
     "models": "List the architectures that checkpoints are recognised as.",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OUTPUTS",
+    "gallery_options",
     "load",
     "model_options",
+    "named",
     "parse_architecture",
     "parse_outputs",
     "quiet_pillow",
+    "rates",
     "scorer_options",
     "split",
 ]
@@ -27,7 +31,16 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Known here so that help and a first check need no torch; a test compares it with the scorer's.
-OUTPUTS = ("score", "embedding", "patch_map", "query_map", "head_scores", "exit_scores")
+OUTPUTS = (
+    "score",
+    "embedding",
+    "patch_map",
+    "query_map",
+    "head_scores",
+    "exit_scores",
+    "head_maps",
+    "exit_maps",
+)
 
 # Keys of --architecture and how their values read.
 _ARCHITECTURE_KEYS: dict[str, Callable[[str], Any]] = {
@@ -143,6 +156,51 @@ def scorer_options(function: F) -> F:
     return function
 
 
+def gallery_options(function: F) -> F:
+    """Add the options that say how a gallery is read and scored."""
+    for option in reversed(
+        (
+            click.option(
+                "--dtype",
+                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+                default="auto",
+                show_default=True,
+                help="Arithmetic of the model.",
+            ),
+            click.option(
+                "--batch-size",
+                type=click.IntRange(min=1),
+                default=32,
+                show_default=True,
+                metavar="N",
+                help="Images per batch; changes speed and memory, not scores. The built-in model "
+                "computes 8 at a time: a smaller batch takes as long as 8.",
+            ),
+            click.option(
+                "--workers",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Threads that decode images (default: one per core, at most 16).",
+            ),
+            click.option(
+                "--root",
+                metavar="DIR",
+                help="Where the relative paths of list files start (default: the list's own "
+                "folder).",
+            ),
+            click.option(
+                "--ext", metavar="jpg,png,...", help="Take only these suffixes from folders."
+            ),
+            click.option(
+                "--strict", is_flag=True, help="Exit with status 1 if any image has no score."
+            ),
+            click.option("--quiet", is_flag=True, help="No progress and no summary; errors only."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 def _parse_heads(_: click.Context, __: click.Parameter, text: str) -> str | int:
     if text in ("all", "average"):
         return text
@@ -155,6 +213,24 @@ def _parse_heads(_: click.Context, __: click.Parameter, text: str) -> str | int:
 def split(text: str | None) -> list[str] | None:
     """Split a comma-separated option; None stays None."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def rates(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, ...]:
+    """Return comma-separated error rates, as a callback of their option."""
+    try:
+        return tuple(float(part) for part in split(text) or [])
+    except ValueError:
+        raise click.BadParameter(
+            f"wanted rates such as 1e-2,1e-3, got {text!r}", param=parameter
+        ) from None
+
+
+def named(text: str) -> tuple[str | None, str]:
+    """Split ``NAME=PATH``; a path that exists as it is has no name."""
+    name, equals, path = text.partition("=")
+    if equals and name and path and not os.path.exists(text):
+        return name, path
+    return None, text
 
 
 def parse_outputs(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from fiqa_fast.cli.errors import STRICT
 from fiqa_fast.cli.group import version
 from fiqa_fast.cli.options import (
     OUTPUTS,
+    gallery_options,
     load,
     model_options,
     parse_outputs,
@@ -23,7 +24,6 @@ from fiqa_fast.cli.options import (
 if TYPE_CHECKING:
     from fiqa_fast.gallery.runner import Summary
     from fiqa_fast.gallery.sources import Source
-    from fiqa_fast.scorer import Scorer
 
 __all__ = ["command"]
 
@@ -45,36 +45,7 @@ __all__ = ["command"]
 )
 @model_options
 @scorer_options
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Arithmetic of the model.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    metavar="N",
-    help="Images per batch; changes speed and memory, not scores. The built-in model computes 8 "
-    "at a time: a smaller batch takes as long as 8.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads that decode images (default: one per core, at most 16).",
-)
-@click.option(
-    "--root",
-    metavar="DIR",
-    help="Where the relative paths of list files start (default: the list's own folder).",
-)
-@click.option("--ext", metavar="jpg,png,...", help="Take only these suffixes from folders.")
-@click.option("--strict", is_flag=True, help="Exit with status 1 if any image has no score.")
-@click.option("--quiet", is_flag=True, help="No progress and no summary; errors only.")
+@gallery_options
 def command(
     inputs: tuple[str, ...],
     output: str | None,
@@ -115,7 +86,7 @@ def command(
     has_errors = check_sink(output, names)
     sources = open_sources(inputs, root, split(ext), output)
 
-    from fiqa_fast.cli.scorer import make_scorer
+    from fiqa_fast.cli.scorer import make_scorer, meaning
 
     scorer, size = make_scorer(load(model, architecture), names, exit_block, threads, options)
     from fiqa_fast.gallery.progress import choose_progress
@@ -137,27 +108,12 @@ def command(
         on_error=None if has_errors else lambda k, e: progress.tell(f"{text_key(k)}: {e}"),
     )
     if not quiet:
-        click.echo(f"{model}: {_meaning(scorer)}", err=True)
+        facts = scorer.describe()
+        arithmetic = f"{facts['dtype']} on {facts['device']}"
+        click.echo(f"{model}: {meaning(scorer)}; {arithmetic}", err=True)
         for line in _report(summary, sources, size, output, has_errors):
             click.echo(line, err=True)
     return STRICT if strict and summary.failed else 0
-
-
-def _meaning(scorer: Scorer) -> str:
-    """Say what the scores are, for a reader who will see the numbers alone."""
-    facts = scorer.describe()
-    attention = facts["method"] == "attn-fiqa"
-    parts = [facts["method"]]
-    if attention:
-        parts.append(facts["reduction"])
-        if facts["heads"] != "all":
-            parts.append(f"heads {facts['heads']}")
-    parts.append(f"exit {facts['exit']}")
-    if facts["fusion"] is not None:
-        parts.append(f"{facts['fusion']} fusion")
-    if attention:
-        parts.append("published scores" if scorer.gauge is None else "calibrated by its gauge")
-    return f"{', '.join(parts)}; {facts['dtype']} on {facts['device']}"
 
 
 def _report(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From options to a scorer."""
+"""From options to a scorer, and what its scores are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fiqa_fast.models import FaceViT
     from fiqa_fast.scorer import Scorer
 
-__all__ = ["make_scorer"]
+__all__ = ["make_scorer", "meaning"]
 
 
 def make_scorer(
@@ -39,3 +39,20 @@ def make_scorer(
         # there, for which torch has a RuntimeError.
         raise click.ClickException(str(error)) from error
     return scorer, model.config.img_size
+
+
+def meaning(scorer: Scorer) -> str:
+    """Say what the scores are, for a reader who will see the numbers alone."""
+    facts = scorer.describe()
+    attention = facts["method"] == "attn-fiqa"
+    parts = [facts["method"]]
+    if attention:
+        parts.append(facts["reduction"])
+        if facts["heads"] != "all":
+            parts.append(f"heads {facts['heads']}")
+    parts.append(f"exit {facts['exit']}")
+    if facts["fusion"] is not None:
+        parts.append(f"{facts['fusion']} fusion")
+    if attention:
+        parts.append("published scores" if scorer.gauge is None else "calibrated by its gauge")
+    return ", ".join(parts)

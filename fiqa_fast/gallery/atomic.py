@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ import os
 import secrets
 import shutil
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO
 
 from fiqa_fast.gallery.errors import OutputError
 
-__all__ = ["AtomicFile", "check_target", "write_atomically"]
+__all__ = [
+    "AtomicFile",
+    "AtomicFolder",
+    "check_folder",
+    "check_suffix",
+    "check_target",
+    "write_atomically",
+]
 
 
 def check_target(path: str | os.PathLike[str]) -> str:
@@ -32,6 +40,28 @@ def check_target(path: str | os.PathLike[str]) -> str:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: the folder {folder} must not be written to")
     return target
+
+
+def check_suffix(path: str, suffixes: Sequence[str]) -> str:
+    """Return the suffix of a file to be written, or raise :class:`OutputError` saying why not."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in suffixes:
+        raise OutputError(
+            f"{path}: wanted a name ending in {', '.join(suffixes)}, got {suffix or 'none'!r}"
+        )
+    check_target(path)
+    return suffix
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    target = AtomicFile(path)
+    try:
+        target.file.write(content)
+        target.commit()
+    except BaseException:
+        target.abort()
+        raise
 
 
 class AtomicFile:
@@ -77,12 +107,56 @@ class AtomicFile:
             os.unlink(self._temporary)
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a whole file at once, or raise :class:`OutputError` and leave what was there."""
-    target = AtomicFile(path)
-    try:
-        target.file.write(content)
-        target.commit()
-    except BaseException:
-        target.abort()
-        raise
+def check_folder(path: str | os.PathLike[str]) -> str:
+    """Return the real path of a folder to fill, or raise :class:`OutputError` saying why not.
+
+    It must be new or empty: nothing that somebody keeps there is ever mixed up or overwritten.
+    """
+    target = os.path.realpath(path)
+    if not os.path.lexists(target):
+        parent = os.path.dirname(target)
+        if not os.path.isdir(parent):
+            raise OutputError(f"{path}: the folder {parent} does not exist; create it first")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{path}: the folder {parent} must not be written to")
+        return target
+    if not os.path.isdir(target):
+        raise OutputError(f"{path}: wanted a folder, got a file")
+    if not os.access(target, os.R_OK | os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: this folder must not be written to")
+    if os.listdir(target):
+        raise OutputError(f"{path}: wanted a new or an empty folder; this one holds files")
+    return target
+
+
+class AtomicFolder:
+    """A folder that is filled under a hidden temporary name, ``path``, until :meth:`commit`.
+
+    :meth:`abort` leaves no trace. Files are not synchronised one by one: thousands of small ones
+    would spend most of their time waiting for the disk.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Create the temporary folder; raises :class:`OutputError` where that is impossible."""
+        self._target = check_folder(path)
+        # An empty folder may be a mount point, which nothing can be moved onto: fill it inside.
+        self._inside = os.path.isdir(self._target)
+        parent = self._target if self._inside else os.path.dirname(self._target)
+        self.path = os.path.join(parent, f".fiqa-fast-{secrets.token_hex(8)}.tmp")
+        try:
+            os.mkdir(self.path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot write here: {error.strerror}") from error
+
+    def commit(self) -> None:
+        """Put the folder, or what it holds, in its place."""
+        if not self._inside:
+            os.rename(self.path, self._target)
+            return
+        for name in os.listdir(self.path):
+            os.rename(os.path.join(self.path, name), os.path.join(self._target, name))
+        os.rmdir(self.path)
+
+    def abort(self) -> None:
+        """Remove the temporary folder; does nothing after :meth:`commit`."""
+        shutil.rmtree(self.path, ignore_errors=True)

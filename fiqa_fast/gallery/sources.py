@@ -76,7 +76,7 @@ class FolderSource:
     folder: str
     prefix: str = ""
     ext: frozenset[str] | None = None  # lower case, without the dot
-    exclude: str | None = None  # the output file, as a real path
+    exclude: frozenset[str] = frozenset()  # the output files, as real paths
     skipped: int = field(default=0, init=False)  # of the last iteration
 
     def __iter__(self) -> Iterator[Item]:
@@ -120,11 +120,10 @@ class FolderSource:
             suffix = os.path.splitext(entry.name)[1][1:].lower()
             if suffix not in self.ext:
                 return False
-        if self.exclude is None:
+        named_alike = any(entry.name == os.path.basename(path) for path in self.exclude)
+        if not named_alike and not (self.exclude and entry.is_symlink()):
             return True
-        if entry.name != os.path.basename(self.exclude) and not entry.is_symlink():
-            return True
-        return os.path.realpath(entry.path) != self.exclude
+        return os.path.realpath(entry.path) not in self.exclude
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -199,18 +198,18 @@ def open_sources(
     inputs: Sequence[StrPath],
     root: StrPath | None = None,
     ext: Sequence[str] | None = None,
-    exclude: StrPath | None = None,
+    exclude: StrPath | Sequence[StrPath] | None = None,
 ) -> list[Source]:
     """Open folders, image files and list files (``.txt``) in the order given.
 
     ``root`` is where the relative paths of list files start (default: the list's own folder),
-    ``ext`` narrows folders to these suffixes, ``exclude`` is a file to pass over in folders: the
-    output of the run. Keys are relative to a folder, the name of a file, or a line of a list as
-    written; with several inputs, they start with the input's name, or with the input as written
-    where two inputs have the same name.
+    ``ext`` narrows folders to these suffixes, ``exclude`` is what to pass over in folders: the
+    output of the run, or several. Keys are relative to a folder, the name of a file, or a line of
+    a list as written; with several inputs, they start with the input's name, or with the input as
+    written where two inputs have the same name.
 
-    Raises :class:`InputError` for an input that is missing, unreadable, named twice, ``exclude``
-    itself, or no file or folder, for a root that is no folder, and where there is nothing to
+    Raises :class:`InputError` for an input that is missing, unreadable, named twice, an output
+    too, or no file or folder, for a root that is no folder, and where there is nothing to
     score at all.
     """
     paths = [os.fspath(path) for path in inputs]
@@ -219,9 +218,10 @@ def open_sources(
     if root is not None and not os.path.isdir(root):
         raise InputError(f"--root: wanted a folder, got {printable(os.fspath(root))}")
     suffixes = _suffixes(ext)
-    hidden = None if exclude is None else os.path.realpath(exclude)
+    outputs = [exclude] if isinstance(exclude, (str, os.PathLike)) else exclude or ()
+    hidden = frozenset(os.path.realpath(output) for output in outputs)
     for path in paths:
-        if hidden is not None and os.path.realpath(path) == hidden:
+        if hidden and os.path.realpath(path) in hidden:
             raise InputError(f"{printable(path)}: this is the output too, and would be overwritten")
     names = _names(paths)
     sources = [
@@ -264,7 +264,7 @@ def _open(
     several: bool,
     root: str | None,
     ext: frozenset[str] | None,
-    exclude: str | None,
+    exclude: frozenset[str],
 ) -> Source:
     prefix = printable(name) + "/" if several else ""
     try:

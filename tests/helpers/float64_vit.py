@@ -214,10 +214,14 @@ class AttentionQuality:
     def query_map(self) -> Array:
         return self._grid(self._chosen.mean((1, 3)))
 
+    @property
+    def head_maps(self) -> Array:  # of every head, whichever was chosen
+        return self._grid(dataclasses.replace(self, heads="all")._chosen.mean(2))
+
     def _grid(self, values: Array) -> Array:
-        patches = values[:, self.prefix if self.tokens == "all" else 0 :]
-        side = math.isqrt(patches.shape[1])
-        return patches.reshape(-1, side, side)
+        patches = values[..., self.prefix if self.tokens == "all" else 0 :]
+        side = math.isqrt(patches.shape[-1])
+        return patches.reshape(*patches.shape[:-1], side, side)
 
     @property
     def spread(self) -> float:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol ``fixed-fmr``: one threshold for all shares, genuine pairs alone are discarded.
+
+The threshold is the (1 - FMR) quantile of all impostors' similarities. Genuine pairs are sorted by
+the smaller quality of the two images, equal ones in the order of the pairs, and FNMR is that of
+``pairs[int(u n):]`` at 61 shares u from 0 to the limit, joined by lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .curves import Curve, Floats, OperatingPoint, row_chunks
+from .trials import Trials
+
+__all__ = ["FixedFmrOutcome", "fixed_fmr"]
+
+_POINTS = 61
+_END = 0.95  # of the curve, for those who look beyond the limit
+
+
+@dataclass(frozen=True, eq=False)
+class FixedFmrOutcome:
+    """Genuine pairs, worst quality first."""
+
+    threshold: float
+    shares: Floats  # [K]
+    failed: npt.NDArray[np.bool_]  # [G]
+    identity: npt.NDArray[np.int64]  # [G]
+
+    def curve(self) -> Curve:
+        ones = np.ones((1, int(self.identity.max()) + 1), np.int64)
+        fnmr = next(self.resampled(ones)).fnmr[0]
+        return Curve(self.shares, fnmr, step=False)
+
+    def resampled(self, counts: npt.NDArray[np.int64]) -> Iterator[Curve]:
+        for rows in row_chunks(len(counts), len(self.failed)):
+            fnmr = [self._fnmr(weights) for weights in counts[rows][:, self.identity]]
+            yield Curve(self.shares, np.stack(fnmr), step=False)
+
+    def _fnmr(self, weights: npt.NDArray[np.int64]) -> Floats:  # [G] -> [K]
+        """A pair of weight w counts as w equal pairs side by side."""
+        behind = np.concatenate([[0], np.cumsum(weights)])
+        wrong = np.concatenate([[0], np.cumsum(weights * self.failed)])
+        total = behind[-1]
+        dropped = np.array([int(share * total) for share in self.shares])
+        whole = np.searchsorted(behind, dropped, side="right") - 1  # pairs dropped as a whole
+        part = dropped - behind[whole]
+        next_failed = np.append(self.failed, False)[whole]
+        left = wrong[-1] - wrong[whole] - part * next_failed
+        with np.errstate(invalid="ignore"):
+            fnmr: Floats = left / (total - dropped)
+        return fnmr
+
+
+def fixed_fmr(
+    trials: Trials, quality: Floats, points: Sequence[OperatingPoint], limit: float
+) -> list[FixedFmrOutcome]:
+    """One outcome per operating point, which must be FMRs; ``quality`` [n] is per image."""
+    shares = np.linspace(0, limit, _POINTS)
+    beyond = int(np.ceil((_END - limit) / limit * (_POINTS - 1)))
+    shares = np.append(shares, np.linspace(limit, _END, beyond + 1)[1:])
+    genuine = trials.genuine_pairs
+    worst = np.minimum(quality[trials.a[genuine]], quality[trials.b[genuine]])
+    order = np.argsort(worst, kind="stable")
+    similarity, identity = trials.genuine_similarity[order], trials.genuine_identity[order]
+    thresholds = [trials.impostor_quantile(point.value) for point in points]
+    return [FixedFmrOutcome(t, shares, similarity < t, identity) for t in thresholds]

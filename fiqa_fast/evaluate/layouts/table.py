@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table with the columns ``path`` and ``identity``, and scores in any others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from fiqa_fast.evaluate.files import StrPath, stem_of
+from fiqa_fast.evaluate.layouts.dataset import Dataset, code_identities
+from fiqa_fast.evaluate.layouts.images import find_images
+from fiqa_fast.evaluate.tables import read_table
+from fiqa_fast.gallery.sources import printable
+
+__all__ = ["open_table"]
+
+
+def open_table(
+    path: StrPath, root: StrPath | None = None, columns: Sequence[str] | None = None
+) -> Dataset:
+    """Open a CSV, Parquet or JSON lines table.
+
+    ``columns`` names the scores; by default every column with a number that is not whole.
+    """
+    table = read_table(path)
+    paths = table.paths()
+    identity = code_identities(table.texts("identity"), table.file)
+    names = table.score_columns() if columns is None else columns
+    return Dataset(
+        printable(stem_of(path)),
+        paths,
+        identity=identity,
+        scores={name: table.numbers(name) for name in names},
+        items=find_images(paths, os.path.dirname(os.fspath(path)), root),
+    )

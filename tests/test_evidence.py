@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/evidence.md: its numbers against scores that other code computed, its words against rules."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evidence import CLEARLY, verdict
+
+from fiqa_fast import evaluate
+from fiqa_fast.evaluate import Interval, Row
+
+PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+
+
+def row(ratio: float, low: float, high: float) -> Row:
+    return Row("", "", "", 0, 0, 0, 0, ratio, pauc_ratio_interval=Interval(low, high))
+
+
+def test_verdicts() -> None:
+    assert verdict(row(0.5, 0.4, CLEARLY - 0.01)) == "ranks quality"
+    assert verdict(row(0.9, 0.8, 0.99)) == "ranks quality weakly"
+    assert verdict(row(0.97, 0.9, 1.02)) == "does not rank quality"
+    assert verdict(row(1.1, 1.01, 1.2)) == "ranks quality the wrong way round"
+
+
+def test_the_page_has_the_numbers_of_float64_scores() -> None:
+    root = os.environ.get("FIQA_FAST_TEST_DATA")
+    if root is None:
+        pytest.skip("FIQA_FAST_TEST_DATA is not set: the real faces are not shipped")
+    faces = Path(root) / "faces"
+    with open(faces / "crossq_protocol.csv", newline="") as file:
+        identity = {line["path"]: line["identity"] for line in csv.DictReader(file)}
+    with open(Path(root) / "starter" / "expected_faces.csv", newline="") as file:
+        expected = list(csv.DictReader(file))
+    stored = np.load(faces / "reference_edgeface_xs_embeddings.npz")
+    place = {path: i for i, path in enumerate(stored["paths"])}
+    paths = [line["path"] for line in expected]
+    trials = evaluate.Trials.of_identities(
+        stored["emb"][[place[path] for path in paths]], [identity[path] for path in paths]
+    )
+    kinds = ("published", "centered_variance", "calibrated")
+    scores = {
+        f"{kind}_{block}": [float(line[f"{kind}_{block}"]) for line in expected]
+        for kind in kinds
+        for block in range(1, 9)
+    }
+    found = evaluate.compare(trials, scores, fmr=[1e-3], draws=0)
+    ratios = {row.method: row.pauc_ratio for row in found.rows}
+    # | block | published | reversed | row variance | centred variance | calibrated |
+    table = re.findall(r"^\| (\d) \|(.*)\|$", PAGE.read_text().split("## Every block")[1], re.M)[:8]
+    assert [int(block) for block, _ in table] == list(range(1, 9))
+    for block, cells in table:
+        values = [float(cell.split()[0]) for cell in cells.split("|")]
+        for kind, value in zip(kinds, (values[0], values[3], values[4]), strict=True):
+            assert value == pytest.approx(ratios[f"{kind}_{block}"], abs=2e-3)
+
+
+def test_no_face_and_no_name_is_on_the_page() -> None:
+    text = PAGE.read_text()
+    assert re.findall(r"!\[.*?\]\((.*?)\)", text) == ["evidence_curves.svg", "evidence_speed.svg"]
+    for name in ("evidence_curves.svg", "evidence_speed.svg"):
+        assert "<image" not in (PAGE.parent / name).read_text()  # curves alone, no pixels
+    root = os.environ.get("FIQA_FAST_TEST_DATA")
+    if root is not None:
+        for folder in (Path(root) / "faces" / "aligned112" / "lfw").iterdir():
+            assert folder.name not in text
