@@ -388,6 +388,7 @@ def brute_force(monkeypatch, model, x, prefix, tokens="patch"):
         chosen.mean(dim=(1, 2))[:, skip:],
         chosen.mean(dim=(1, 3))[:, skip:],
         chosen.mean(dim=(2, 3)),
+        torch.stack([t.detach()[..., first:, first:].mean(dim=(1, 2, 3)) for t in seen[:DEPTH]], 1),
     ), chosen.abs().mean().item()
 
 
