@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import ops, reference
+    from . import evaluate, ops, reference
     from .calibrate import fit_gauge
     from .dropin import last_quality, register_attention, replace_last_attention, with_quality
     from .errors import CheckpointError, ImageError, UnsupportedModelError
@@ -34,6 +34,7 @@ __all__ = [
     "Scorer",
     "UnsupportedModelError",
     "ViTConfig",
+    "evaluate",
     "fit_gauge",
     "last_quality",
     "load_gauge",
@@ -56,7 +57,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("ops", "reference"):
+    if name in ("evaluate", "ops", "reference"):
         return importlib.import_module(f"{__name__}.{name}")
     for home, names in _HOMES.items():
         if name in names:

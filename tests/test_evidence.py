@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/evidence.md: its numbers against scores that other code computed, its words against rules."""
+"""docs/evidence.md: its numbers against scores of other code, its words against rules."""
 
 from __future__ import annotations
 
