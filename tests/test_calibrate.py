@@ -207,6 +207,21 @@ def test_scorer_applies_it(model: FaceViT, images: torch.Tensor, gauge: Gauge) -
     assert torch.allclose(calibrated.exit_scores, want, atol=1e-6)
 
 
+def test_a_quality_token_is_left_out(images: torch.Tensor) -> None:
+    model = FaceViT(ViTConfig(**CONFIG, quality_head="token"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    published = Scorer(model, outputs=("exit_scores", "embedding"), gauge=None, dtype="float32")
+    seen = FaceViTSubject(model, "cpu", "float32").observe(images)
+    assert torch.equal(seen.mean_logits, published(images).exit_scores)
+    assert torch.equal(seen.embedding, published(images).embedding)
+    gauge = fit_gauge(model, images, copies=4)
+    calibrated = Scorer(model, outputs=("exit_scores",), gauge=gauge, dtype="float32")(images)
+    want = gauge.scale * seen.mean_logits + (seen.phi * gauge.query_weight).sum(-1) + gauge.offset
+    assert torch.allclose(calibrated.exit_scores, want, atol=1e-6)
+
+
 def test_file_round_trip(gauge: Gauge, tmp_path: Path) -> None:
     path = tmp_path / "mine.gauge.safetensors"
     save_gauge(gauge, path)

@@ -36,7 +36,7 @@ def test_help_is_there_and_imports_nothing_heavy() -> None:
             assert text == [f"fiqa-fast {fiqa_fast.__version__}"]
 
 
-@pytest.mark.parametrize("name", ["score", "heatmap", "bench", "models", "info"])
+@pytest.mark.parametrize("name", ["score", "heatmap", "calibrate", "bench", "models", "info"])
 def test_every_command_has_help_with_examples(cli: Any, name: str) -> None:
     outcome = cli(name, "--help")
     assert outcome.status == 0
