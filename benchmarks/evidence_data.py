@@ -45,7 +45,7 @@ def read_faces(data: Path, values: Path) -> Faces:
     model = fiqa_fast.load_model("starter")
     settings = Settings(every_block=True)
     scores = scores_of_all_methods(
-        model, dataset.items, values, settings, lambda name, left: SilentProgress()
+        model, dataset.items, values, settings, lambda left: SilentProgress()
     )
     for block in range(1, model.config.depth + 1):
         scores[f"{REVERSED}, block {block}"] = -scores[f"{THEIRS}, block {block}"]

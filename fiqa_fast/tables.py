@@ -23,4 +23,7 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, numbers to the right; without a line end behind it."""
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+    lines = [
+        " | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (header, rule, *rows)
+    ]
+    return "\n".join(f"| {line} |" for line in lines)

@@ -5,11 +5,19 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fiqa_fast.cli.evaluation import (
+    MARK,
+    check_outputs,
+    compared,
+    evaluation_options,
+    gather_scores,
+    leave_out,
+    refusing,
+)
 from fiqa_fast.cli.options import named, quiet_pillow, rates, split
 
 if TYPE_CHECKING:
@@ -46,14 +54,7 @@ class _Evaluate(click.Command):
 
 @click.command("evaluate", cls=_Evaluate, no_args_is_help=True)
 @click.argument("data", metavar="DATA")
-@click.option(
-    "--scores",
-    "score_files",
-    multiple=True,
-    metavar="[NAME=]FILE",
-    help="Quality scores of DATA's images: a table that `fiqa-fast score` wrote, or lines `path "
-    "score`. May be given several times.",
-)
+@evaluation_options
 @click.option(
     "--columns",
     metavar="NAME,...",
@@ -62,8 +63,8 @@ class _Evaluate(click.Command):
 @click.option(
     "--embeddings",
     metavar="FILE|DIR",
-    help="The matcher's embeddings: an .npz with paths and emb, a folder of one .npy per image, one "
-    ".npy in DATA's order, or a Parquet table of `fiqa-fast score --outputs embedding`.",
+    help="The matcher's embeddings: an .npz with paths and emb, a folder of one .npy per image, "
+    "one .npy in DATA's order, or a Parquet table of `fiqa-fast score --outputs embedding`.",
 )
 @click.option(
     "--matcher",
@@ -77,7 +78,6 @@ class _Evaluate(click.Command):
     help="What an ONNX matcher is fed: colour=rgb|bgr, mean and scale of (pixel - mean) / scale, "
     "and size where it takes any (default: colour=rgb,mean=127.5,scale=127.5,size=112).",
 )
-@click.option("--root", metavar="DIR", help="Where the images' relative paths start.")
 @click.option(
     "--protocol",
     default="fixed-fmr",
@@ -86,25 +86,10 @@ class _Evaluate(click.Command):
     help="crfiqa: as in the papers; dasec: in the manner of ISO/IEC 29794-1; fixed-fmr.",
 )
 @click.option(
-    "--fmr",
-    default="1e-2,1e-3,1e-4",
-    show_default=True,
-    callback=rates,
-    metavar="RATE,...",
-    help="False match rates of the threshold.",
-)
-@click.option(
     "--fnmr",
     callback=rates,
     metavar="RATE,...",
     help="Of dasec also: false non-match rates of the threshold, before any discard.",
-)
-@click.option(
-    "--limit",
-    default=0.3,
-    show_default=True,
-    metavar="SHARE",
-    help="Discarded share up to which the partial area is taken.",
 )
 @click.option(
     "--draws",
@@ -114,21 +99,19 @@ class _Evaluate(click.Command):
     metavar="N",
     help="Of the identity bootstrap; 0: no intervals.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the bootstrap and the random score.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the bootstrap, the random score and the sample of impostors.",
+)
 @click.option("--baseline", metavar="NAME", help="Compare the other scores with this one.")
 @click.option(
     "--random/--no-random",
     "control",
     default=True,
     help="Add a random score as a control (default: yes).",
-)
-@click.option(
-    "--missing",
-    type=click.Choice(["refuse", "worst"]),
-    default="refuse",
-    show_default=True,
-    help="Images without a score: stop, or discard them first. Images without an embedding: stop, "
-    "or leave them out.",
 )
 @click.option(
     "--max-impostors",
@@ -144,7 +127,6 @@ class _Evaluate(click.Command):
     help="Write the numbers: .csv, .json (with the curves), .md or .txt.",
 )
 @click.option("--plot", metavar="FILE", help="Draw the curves: .png, .svg or .pdf.")
-@click.option("--quiet", is_flag=True, help="No progress; warnings and errors only.")
 def command(
     data: str,
     score_files: tuple[str, ...],
@@ -199,19 +181,26 @@ def command(
 
     from fiqa_fast import evaluate, figures
     from fiqa_fast.evaluate import plots, report
+    from fiqa_fast.evaluate.compare import check_options, check_scores
     from fiqa_fast.evaluate.datasets import open_dataset
     from fiqa_fast.evaluate.embeddings import read_embeddings
     from fiqa_fast.gallery.errors import InputError
 
-    protocols = list(evaluate.PROTOCOLS) if protocol == "all" else split(protocol) or []
+    # What can be refused is refused before anything long begins.
+    wanted = list(evaluate.PROTOCOLS) if protocol == "all" else split(protocol) or []
+    protocols = list(dict.fromkeys(wanted))
+    with refusing():
+        check_options(protocols, fmr, fnmr, limit, draws)
     if output is not None:
         report.check_report(output)
     if plot is not None:
         figures.check_figure(plot)
+    files = [named(text)[1] for text in score_files]
+    check_outputs((output, plot), (data, embeddings, matcher, *files))
     dataset = open_dataset(data, root=root, columns=split(columns))
-    scores = dict(dataset.scores)
-    for text in score_files:
-        _add_scores(scores, text, dataset.paths, missing)
+    if max_impostors is not None and dataset.pairs is not None:
+        raise InputError(f"{data}: --max-impostors goes with a set of which all pairs are compared")
+    scores = gather_scores(dataset, score_files, missing)
     if not scores:
         raise InputError(
             f"{data}: wanted quality scores, got none: make some with `fiqa-fast score`, and give "
@@ -219,31 +208,27 @@ def command(
         )
     if control:
         scores.setdefault("random", np.random.default_rng(seed).random(len(dataset.paths)))
+    with refusing():
+        check_scores(scores, baseline)
     if embeddings is not None:
-        vectors = read_embeddings(embeddings, dataset.paths, missing=_MARK[missing])
+        vectors = read_embeddings(embeddings, dataset.paths, missing=MARK[missing])
     else:
-        vectors = _embed(dataset, str(matcher), matcher_input, _MARK[missing], quiet)
-    there = np.asarray(~np.isnan(vectors).all(1))
-    if not there.all():
-        absent = len(there) - np.count_nonzero(there)
-        click.echo(f"warning: {absent} images without an embedding are left out", err=True)
-        dataset, vectors = dataset.subset(there), vectors[there]
-        scores = {name: values[there] for name, values in scores.items()}
+        vectors = _embed(dataset, str(matcher), matcher_input, MARK[missing], quiet)
+    dataset, vectors, there = leave_out(dataset, vectors, str(embeddings or matcher))
     trials = dataset.trials(vectors, max_impostors, seed)
-    try:
-        found = evaluate.compare(
-            trials,
-            scores,
-            protocols=protocols,
-            fmr=fmr,
-            fnmr=fnmr,
-            limit=limit,
-            draws=draws,
-            seed=seed,
-            baseline=baseline,
-        )
-    except ValueError as error:  # an option out of range
-        raise click.ClickException(str(error)) from error
+    del vectors  # of many images as large as the trials
+    found = compared(
+        trials,
+        {name: values[there] for name, values in scores.items()},
+        quiet,
+        protocols=protocols,
+        fmr=fmr,
+        fnmr=fnmr,
+        limit=limit,
+        draws=draws,
+        seed=seed,
+        baseline=baseline,
+    )
     click.echo(f"{dataset.name}: {_counts(found.facts)}\n\n{report.to_text(found)}")
     sys.stdout.flush()
     for line in found.warnings:
@@ -257,10 +242,6 @@ def command(
             click.echo(f"written to {path}", err=True)
 
 
-# What to do about missing scores -> about missing embeddings.
-_MARK = {"refuse": "refuse", "worst": "mark"}
-
-
 def _counts(facts: dict[str, Any]) -> str:
     sampled = facts["impostor_pairs_sampled_from"]
     return (
@@ -268,22 +249,6 @@ def _counts(facts: dict[str, Any]) -> str:
         f"{facts['identities']} identities, {facts['impostor_pairs']} impostor pairs"
         f"{'' if sampled is None else f' drawn from {sampled}'}"
     )
-
-
-def _add_scores(scores: dict[str, Any], text: str, paths: Sequence[str], missing: str) -> None:
-    from fiqa_fast.evaluate.scores import read_scores
-    from fiqa_fast.gallery.errors import InputError
-
-    name, path = named(text)
-    columns = read_scores(path, paths, missing=missing)
-    for column, values in columns.items():
-        own = name is not None
-        label = (name or "") if own and len(columns) == 1 else f"{name}.{column}" if own else column
-        if label in scores:
-            raise InputError(
-                f"--scores {text}: there is a score called {label!r} already; give NAME=FILE"
-            )
-        scores[label] = values
 
 
 def _embed(

@@ -218,7 +218,7 @@ def split(text: str | None) -> list[str] | None:
 def rates(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, ...]:
     """Return comma-separated error rates, as a callback of their option."""
     try:
-        return tuple(float(part) for part in split(text) or [])
+        return tuple(dict.fromkeys(float(part) for part in split(text) or []))
     except ValueError:
         raise click.BadParameter(
             f"wanted rates such as 1e-2,1e-3, got {text!r}", param=parameter

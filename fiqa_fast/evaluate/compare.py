@@ -4,18 +4,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from .crfiqa import crfiqa
-from .curves import Curve, Floats, OperatingPoint, Outcome
+from .curves import Counts, Curve, Floats, OperatingPoint, Outcome
 from .dasec import best_area, dasec
 from .fixed_fmr import fixed_fmr
 from .trials import Trials
 
-__all__ = ["DRAWS", "FMRS", "LIMIT", "PROTOCOLS", "Comparison", "Interval", "Row", "compare"]
+__all__ = [
+    "DRAWS",
+    "FMRS",
+    "LIMIT",
+    "PROTOCOLS",
+    "Comparison",
+    "Interval",
+    "Row",
+    "check_options",
+    "check_scores",
+    "compare",
+]
 
 PROTOCOLS = ("crfiqa", "dasec", "fixed-fmr")
 FMRS = (1e-2, 1e-3, 1e-4)
@@ -42,7 +53,8 @@ class Row:
     """One score under one protocol at one operating point.
 
     Attributes:
-        threshold: the similarity below which a pair is a non-match, before any discard.
+        threshold: the similarity below which a pair is a non-match (crfiqa: or equal to which),
+            before any discard.
         fnmr: share of false non-matches before any discard.
         auc: area under the curve over discarded shares from 0 to 0.95.
         pauc: the same over 0 to ``limit``.
@@ -76,7 +88,7 @@ class Comparison:
         rows: by protocol, operating point and score, in the order asked for.
         curves: of each row, for plots.
         facts: counts and settings, JSON-able.
-        warnings: sentences about what the trials cannot support.
+        warnings: what the trials cannot support, a line each.
     """
 
     rows: list[Row]
@@ -117,7 +129,8 @@ def compare(
     Raises:
         ValueError: a name, rate or limit is out of range, or scores do not fit the trials.
     """
-    _check(protocols, fmr, fnmr, limit, draws, baseline, scores)
+    check_options(protocols, fmr, fnmr, limit, draws)
+    check_scores(scores, baseline)
     values = {name: _checked_score(name, score, trials) for name, score in scores.items()}
     counts = _draws(trials, draws, seed)
     rows: list[Row] = []
@@ -155,7 +168,7 @@ def compare(
 class _Areas:
     """The areas of one outcome, as it is and in every draw."""
 
-    def __init__(self, outcome: Outcome, limit: float, counts: npt.NDArray[np.int64]) -> None:
+    def __init__(self, outcome: Outcome, limit: float, counts: Counts) -> None:
         self.threshold = outcome.threshold
         self.curve = outcome.curve()
         self.pauc = float(self.curve.area(limit))
@@ -207,15 +220,15 @@ def _outcomes(
     return fixed_fmr(trials, quality, points, limit)
 
 
-def _draws(trials: Trials, draws: int, seed: int) -> npt.NDArray[np.int64]:
+def _draws(trials: Trials, draws: int, seed: int) -> Counts:
     """How often each identity is drawn: [draws, identities]."""
     identities = int(trials.genuine_identity.max()) + 1
     rng = np.random.default_rng(seed)
-    counts = [
-        np.bincount(rng.integers(0, identities, identities), minlength=identities)
-        for _ in range(draws)
-    ]
-    return np.stack(counts) if counts else np.zeros((0, identities), np.int64)
+    # Sets of pairs without shared images have as many identities as genuine pairs.
+    counts = np.empty((draws, identities), np.uint16)
+    for row in counts:
+        row[:] = np.bincount(rng.integers(0, identities, identities), minlength=identities)
+    return counts
 
 
 def _interval(values: Floats) -> Interval | None:
@@ -226,24 +239,23 @@ def _interval(values: Floats) -> Interval | None:
     return Interval(float(low), float(high))
 
 
-def _check(
+def check_options(
     protocols: Sequence[str],
     fmr: Sequence[float],
     fnmr: Sequence[float],
     limit: float,
     draws: int,
-    baseline: str | None,
-    scores: Mapping[str, object],
 ) -> None:
+    """Raise ``ValueError`` for options that :func:`compare` refuses whatever the scores are."""
     for name in protocols:
         if name not in PROTOCOLS:
             raise ValueError(f"protocols must be some of {', '.join(PROTOCOLS)}, got {name!r}")
     if isinstance(protocols, str) or not protocols:
         raise ValueError(f"protocols must be a sequence of names, got {protocols!r}")
-    if not (len(fmr) or (len(fnmr) and "dasec" in protocols)):
-        raise ValueError("an evaluation needs at least one FMR, got none")
-    if not scores:
-        raise ValueError("an evaluation needs at least one quality score, got none")
+    if not len(fmr) and not (len(fnmr) and set(protocols) == {"dasec"}):
+        raise ValueError("an evaluation needs at least one FMR, or dasec alone an FNMR, got none")
+    if len(fnmr) and "dasec" not in protocols:
+        raise ValueError(f"an FNMR belongs to dasec, got {', '.join(protocols)}")
     for rate in (*fmr, *fnmr):
         if not 0 < rate < 1:
             raise ValueError(f"an FMR or FNMR must lie between 0 and 1, got {rate}")
@@ -251,8 +263,14 @@ def _check(
         raise ValueError(f"limit must lie between 0 and {_END}, got {limit}")
     if draws < 0:
         raise ValueError(f"draws must be 0 or more, got {draws}")
-    if baseline is not None and baseline not in scores:
-        raise ValueError(f"baseline must be one of {', '.join(scores)}, got {baseline!r}")
+
+
+def check_scores(names: Collection[str], baseline: str | None) -> None:
+    """Raise ``ValueError`` where there is no score, or none called ``baseline``."""
+    if not names:
+        raise ValueError("an evaluation needs at least one quality score, got none")
+    if baseline is not None and baseline not in names:
+        raise ValueError(f"baseline must be one of {', '.join(names)}, got {baseline!r}")
 
 
 def _checked_score(name: str, score: npt.ArrayLike, trials: Trials) -> Floats:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .curves import Curve, Floats, OperatingPoint
+from .curves import Counts, Curve, Floats, OperatingPoint, weight_chunks
 from .trials import Trials
 
 __all__ = ["DISCARD", "CrfiqaOutcome", "crfiqa"]
@@ -43,10 +43,13 @@ class CrfiqaOutcome:
             fnmr = 1 - (kept - self.failed.sum(1)) / kept
         return Curve(DISCARD, fnmr, step=False)
 
-    def resampled(self, counts: npt.NDArray[np.int64]) -> Iterator[Curve]:
-        weights = counts.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            yield Curve(DISCARD, (weights @ self.failed.T) / (weights @ self.kept.T), step=False)
+    def resampled(self, counts: Counts) -> Iterator[Curve]:
+        every = np.arange(counts.shape[1])
+        for weights in weight_chunks(counts, every):  # [draws, identities]
+            drawn = weights.astype(np.float64)
+            with np.errstate(invalid="ignore"):
+                fnmr = (drawn @ self.failed.T) / (drawn @ self.kept.T)
+            yield Curve(DISCARD, fnmr, step=False)
 
 
 def crfiqa(

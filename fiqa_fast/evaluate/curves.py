@@ -10,9 +10,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Curve", "OperatingPoint", "Outcome"]
+__all__ = ["Counts", "Curve", "OperatingPoint", "Outcome"]
 
 Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.uint16]
+Weights = npt.NDArray[np.int64]
 # Grids such as 6 * 0.05 end a rounding error beyond a limit of 0.3, and count as reaching it.
 _GRID_EPS = 1e-9
 # Weights of genuine pairs held at a time while identities are resampled.
@@ -72,21 +74,22 @@ class Outcome(Protocol):
 
     @property
     def threshold(self) -> float:
-        """The similarity below which a pair is a non-match, before any discard."""
+        """The similarity below which a pair is a non-match, before any discard; crfiqa's own
+        non-matches begin at it."""
         ...
 
     def curve(self) -> Curve:
         """The curve of the trials as they are."""
         ...
 
-    def resampled(self, counts: npt.NDArray[np.int64]) -> Iterator[Curve]:
+    def resampled(self, counts: Counts) -> Iterator[Curve]:
         """Curves in which genuine pairs have the weight of their identity: one per row of
         ``counts`` [draws, identities], some rows at a time."""
         ...
 
 
-def row_chunks(rows: int, width: int) -> Iterator[slice]:
-    """Slices of ``rows`` so that each has a bounded number of weights, ``width`` per row."""
-    size = max(1, _CHUNK_WEIGHTS // max(width, 1))
-    for start in range(0, rows, size):
-        yield slice(start, start + size)
+def weight_chunks(counts: Counts, identity: npt.NDArray[np.int64]) -> Iterator[Weights]:
+    """The weights [some draws, G] of genuine pairs, a bounded number of them at a time."""
+    size = max(1, _CHUNK_WEIGHTS // max(len(identity), 1))
+    for start in range(0, len(counts), size):
+        yield counts[start : start + size, identity].astype(np.int64)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .curves import Curve, Floats, OperatingPoint, row_chunks
+from .curves import Counts, Curve, Floats, OperatingPoint, weight_chunks
 from .trials import Trials
 
 __all__ = ["DasecOutcome", "best_area", "dasec"]
@@ -31,13 +31,12 @@ class DasecOutcome:
     identity: npt.NDArray[np.int64]  # [G]
 
     def curve(self) -> Curve:
-        ones = np.ones((1, int(self.identity.max()) + 1), np.int64)
+        ones = np.ones((1, int(self.identity.max()) + 1), np.uint16)
         curve = next(self.resampled(ones))
         return Curve(curve.discard[0], curve.fnmr[0], step=True)
 
-    def resampled(self, counts: npt.NDArray[np.int64]) -> Iterator[Curve]:
-        for rows in row_chunks(len(counts), len(self.failed)):
-            weights = counts[rows][:, self.identity]  # [draws, G]
+    def resampled(self, counts: Counts) -> Iterator[Curve]:
+        for weights in weight_chunks(counts, self.identity):  # [draws, G]
             groups = np.add.reduceat(weights, self.starts, axis=1)
             wrong = np.add.reduceat(weights * self.failed, self.starts, axis=1)
             total = groups.sum(1, keepdims=True)

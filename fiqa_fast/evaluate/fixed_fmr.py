@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .curves import Curve, Floats, OperatingPoint, row_chunks
+from .curves import Counts, Curve, Floats, OperatingPoint, weight_chunks
 from .trials import Trials
 
 __all__ = ["FixedFmrOutcome", "fixed_fmr"]
 
 _POINTS = 61
-_END = 0.95  # of the curve, for those who look beyond the limit
+_END, _BEYOND = 0.95, 130  # of the curve beyond the limit: as far apart as up to a limit of 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +33,13 @@ class FixedFmrOutcome:
     identity: npt.NDArray[np.int64]  # [G]
 
     def curve(self) -> Curve:
-        ones = np.ones((1, int(self.identity.max()) + 1), np.int64)
+        ones = np.ones((1, int(self.identity.max()) + 1), np.uint16)
         fnmr = next(self.resampled(ones)).fnmr[0]
         return Curve(self.shares, fnmr, step=False)
 
-    def resampled(self, counts: npt.NDArray[np.int64]) -> Iterator[Curve]:
-        for rows in row_chunks(len(counts), len(self.failed)):
-            fnmr = [self._fnmr(weights) for weights in counts[rows][:, self.identity]]
-            yield Curve(self.shares, np.stack(fnmr), step=False)
+    def resampled(self, counts: Counts) -> Iterator[Curve]:
+        for weights in weight_chunks(counts, self.identity):  # [draws, G]
+            yield Curve(self.shares, np.stack([self._fnmr(row) for row in weights]), step=False)
 
     def _fnmr(self, weights: npt.NDArray[np.int64]) -> Floats:  # [G] -> [K]
         """A pair of weight w counts as w equal pairs side by side."""
@@ -62,8 +61,7 @@ def fixed_fmr(
 ) -> list[FixedFmrOutcome]:
     """One outcome per operating point, which must be FMRs; ``quality`` [n] is per image."""
     shares = np.linspace(0, limit, _POINTS)
-    beyond = int(np.ceil((_END - limit) / limit * (_POINTS - 1)))
-    shares = np.append(shares, np.linspace(limit, _END, beyond + 1)[1:])
+    shares = np.append(shares, np.linspace(limit, _END, _BEYOND + 1)[1:])
     genuine = trials.genuine_pairs
     worst = np.minimum(quality[trials.a[genuine]], quality[trials.b[genuine]])
     order = np.argsort(worst, kind="stable")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fiqa_fast.tables import aligned, markdown
 
@@ -27,30 +27,37 @@ PUBLISHED = {
 
 
 def papers_text(comparison: Comparison) -> str:
-    """The table for a terminal."""
-    return aligned(*_cells(comparison))
+    """The table for a terminal, under a line that says what it shows."""
+    title = f"{comparison.rows[0].protocol}, pAUC to {_limit(comparison)}, x 1e3"
+    return f"{title}\n{aligned(*_cells(comparison))}"
 
 
-def papers_markdown(by_matcher: Mapping[str, Comparison], title: str) -> str:
+def papers_markdown(
+    by_matcher: Mapping[str, Comparison], title: str, notes: Sequence[str] = ()
+) -> str:
     """A page with one table per matcher, what was compared, and the published figures."""
-    parts = [f"# {title}"]
+    parts = [f"# {title}", *notes]
     for matcher, comparison in by_matcher.items():
         facts = comparison.facts
         protocol = comparison.rows[0].protocol
         parts.append(
             f"## {matcher}\n\nProtocol {protocol}; {facts['images']} images, "
             f"{facts['genuine_pairs']} genuine and {facts['impostor_pairs']} impostor pairs; area "
-            f"under the error-versus-discard curve to {float(str(facts['limit'])):g}, x 1e3; "
-            "lower is better."
+            f"under the error-versus-discard curve to {_limit(comparison)}, x 1e3; lower is better."
         )
         parts.append(markdown(*_cells(comparison)))
-        parts += [f"- {line}" for line in comparison.warnings]
+        if comparison.warnings:
+            parts.append("\n".join(f"- {line}" for line in comparison.warnings))
     listed = ", ".join(f"{name} {value:.2f}" for name, value in PUBLISHED.items())
     parts.append(
         "## Published figures to compare with\n\nOn IJB-C with an ArcFace matcher, FMR 1e-3, "
         f"protocol crfiqa, as printed in the papers: {listed}."
     )
-    return "\n\n".join(parts).replace("\\\n", "\n") + "\n"
+    return "\n\n".join(parts) + "\n"
+
+
+def _limit(comparison: Comparison) -> str:
+    return f"{float(str(comparison.facts['limit'])):g}"
 
 
 def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

@@ -93,20 +93,20 @@ def _reduction(reduction: str, averaged: bool, depth: int, every_block: bool) ->
             f"{name}-every-block",
             options,
             ("exit_scores",),
-            lambda v: {f"{label}, block {l + 1}": v[:, l] for l in range(depth)},
+            lambda v: {f"{label}, block {b + 1}": v[:, b] for b in range(depth)},
         )
     return Pass(name, options, ("score",), lambda v: {f"{label}, block {depth}": v[:, 0]})
 
 
 def _of_the_blocks(label: str, values: Array) -> dict[str, Array]:  # [n, L]
-    scores = {f"{label}, block {l + 1}": values[:, l] for l in range(values.shape[1])}
+    scores = {f"{label}, block {b + 1}": values[:, b] for b in range(values.shape[1])}
     fused = {f"{label}, {fusion} fusion": _fused(values, fusion) for fusion in FUSIONS}
     return {**scores, **fused}
 
 
 def _of_the_head(values: Array) -> dict[str, Array]:  # [n, L]
     depth = values.shape[1]
-    scores = {f"EX-FIQA, exit {l + 1}": values[:, l] for l in range(depth - 1)}
+    scores = {f"EX-FIQA, exit {b + 1}": values[:, b] for b in range(depth - 1)}
     return {
         **scores,
         f"ViT-FIQA (exit {depth})": values[:, -1],
@@ -117,4 +117,4 @@ def _of_the_head(values: Array) -> dict[str, Array]:  # [n, L]
 
 def _fused(values: Array, fusion: str) -> Array:
     weights = exit_weights(values.shape[1], fusion)
-    return np.asarray(sum(weight * values[:, l - 1] for l, weight in weights.items()))
+    return np.asarray(sum(weight * values[:, exit - 1] for exit, weight in weights.items()))

@@ -19,7 +19,7 @@ import torch
 
 from fiqa_fast.gallery.progress import Progress
 from fiqa_fast.gallery.runner import run
-from fiqa_fast.gallery.sinks import Rows
+from fiqa_fast.gallery.sinks import Rows, text_key
 from fiqa_fast.gallery.sources import Item
 from fiqa_fast.models import FaceViT, Gauge
 from fiqa_fast.scorer import Scorer
@@ -53,39 +53,60 @@ def scores_of_all_methods(
     items: Sequence[Item],
     folder: Path,
     settings: Settings,
-    progress: Callable[[str, int], Progress],
+    progress: Callable[[int], Progress],
+    announce: Callable[[Progress, str], None] = lambda shown, line: None,
 ) -> dict[str, Array]:
     """Quality scores [n] of every method, exit, fusion and reduction, by their names.
 
-    An image that cannot be decoded is -inf: discarded first. ``folder`` keeps the values;
-    ``progress`` makes the progress of a pass from its name and the number of images to do.
+    What has no finite score, as an image that cannot be decoded, is -inf: discarded first.
+    ``folder`` keeps the values, which belong to these keys of images, in this order, and this
+    model; that the files behind the keys are still the same is not checked. ``progress`` makes
+    the progress of all passes from the number of images still to be scored, an image counting
+    once per pass, and ``announce`` hears which pass begins. Images that cannot be scored are told
+    by name, once each.
 
     Raises:
-        OutputError: the folder belongs to another run.
+        OutputError: the folder belongs to another run, or a part of it is damaged.
         ScoringError: a scorer failed.
+        ValueError: the model or the device cannot do a pass.
     """
-    keys = hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()
+    keys = hashlib.sha256("\0".join(item.key for item in items).encode()).hexdigest()
     gauge = Scorer(model, gauge=settings.gauge, device=settings.device).gauge
+    steps = passes_of(model, gauge, settings.every_block)
+    # All of them before the first image is scored: a pass that cannot be must not be found hours
+    # later. One at a time, as each scorer has weights of its own.
+    stored = []
+    for step in steps:
+        facts = _scorer(model, step, settings).describe()
+        facts.update(peer_bgr=settings.peer_bgr, keys_sha256=keys)
+        stored.append(StoredValues(folder / step.name, len(items), facts))
+    left = [sum(last - first for first, last in each.missing()) for each in stored]
+    shown = progress(sum(left))
     scores: dict[str, Array] = {}
-    for step in passes_of(model, gauge, settings.every_block):
-        scorer = Scorer(
-            model,
-            outputs=step.outputs,
-            dtype=settings.dtype,
-            device=settings.device,
-            **step.options,
-        )
-        facts = {**scorer.describe(), "peer_bgr": settings.peer_bgr, "keys_sha256": keys}
-        stored = StoredValues(folder / step.name, len(items), facts)
-        left = sum(last - first for first, last in stored.missing())
-        shown = progress(step.name, left)
-        try:
-            values = stored.fill(_computing(step, scorer, items, settings, shown))
-        finally:
-            shown.close()
-        values[~np.isfinite(values).all(1)] = -np.inf
-        scores.update(step.scores(values))
+    told: set[str] = set()
+    try:
+        for number, (step, each) in enumerate(zip(steps, stored, strict=True)):
+            if left[number]:
+                place = f"pass {number + 1} of {len(steps)}"
+                announce(shown, f"{place}, {step.name}: {left[number]} images to score")
+                scorer = _scorer(model, step, settings)
+                each.fill(_computing(step, scorer, items, settings, shown, told))
+            values = each.load()
+            values[~np.isfinite(values)] = -np.inf
+            scores.update(step.scores(values))
+    finally:
+        shown.close()
     return scores
+
+
+def _scorer(model: FaceViT, step: Pass, settings: Settings) -> Scorer:
+    return Scorer(
+        model,
+        outputs=step.outputs,
+        dtype=settings.dtype,
+        device=settings.device,
+        **step.options,
+    )
 
 
 def _computing(
@@ -94,6 +115,7 @@ def _computing(
     items: Sequence[Item],
     settings: Settings,
     shown: Progress,
+    told: set[str],
 ) -> Callable[[int, int], npt.NDArray[np.float32]]:
     def score(pixels: torch.Tensor) -> Any:
         # The runner asks for a score by that name in any case.
@@ -101,6 +123,11 @@ def _computing(
         values = [getattr(result, name).reshape(len(pixels), -1) for name in step.outputs]
         joined = torch.cat(values, 1)
         return _Scored(joined[:, 0], joined)
+
+    def tell(key: str, text: str) -> None:
+        if key not in told:
+            told.add(key)
+            shown.tell(f"{text_key(key)}: {text}")
 
     def compute(first: int, last: int) -> npt.NDArray[np.float32]:
         sink = _Memory()
@@ -112,7 +139,7 @@ def _computing(
             outputs=("score", "values"),
             batch_size=settings.batch_size,
             progress=_KeptOpen(shown),
-            on_error=lambda key, text: shown.tell(f"{key}: {text}"),
+            on_error=tell,
         )
         return np.concatenate(sink.parts)
 

@@ -8,6 +8,7 @@ refused.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -35,11 +36,11 @@ class StoredValues:
     def __init__(self, folder: Path, count: int, settings: Mapping[str, Any]) -> None:
         self._folder, self._count = folder, count
         text = json.dumps({"images": count, **settings}, indent=1, sort_keys=True, default=str)
+        there = folder / "settings.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            there = folder / "settings.json"
             if there.exists():
-                if there.read_text() != text:
+                if there.read_bytes() != text.encode():
                     raise OutputError(
                         f"{folder}: holds values of other images or settings, wanted a new folder "
                         "or the same command; remove it, or write elsewhere with -o"
@@ -57,31 +58,32 @@ class StoredValues:
             if not os.path.exists(self._path(first)):
                 yield first, min(first + PART, self._count)
 
-    def fill(
-        self, compute: Callable[[int, int], npt.NDArray[np.float32]]
-    ) -> npt.NDArray[np.float64]:
-        """Compute what is missing, and return all values [count, columns]."""
+    def fill(self, compute: Callable[[int, int], npt.NDArray[np.float32]]) -> None:
+        """Compute and store what is missing, with values [last - first, columns] of each part."""
         for first, last in self.missing():
             values = compute(first, last)
             assert len(values) == last - first
-            temporary = self._folder / "part.tmp.npy"
-            np.save(temporary, values.astype(np.float32))
-            os.replace(temporary, self._path(first))
-        return self.load()
+            content = io.BytesIO()
+            np.save(content, values.astype(np.float32))
+            write_atomically(self._path(first), content.getvalue())
 
     def load(self) -> npt.NDArray[np.float64]:
         """All values [count, columns]; raises :class:`OutputError` for a damaged part."""
-        parts = []
+        parts: list[npt.NDArray[np.float32]] = []
         for first in range(0, self._count, PART):
             path = self._path(first)
             try:
-                part = np.load(path, allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise OutputError(f"{path}: not readable ({error}); remove it and go on") from None
-            if part.ndim != 2 or len(part) != min(PART, self._count - first):
+                with open(path, "rb") as file:
+                    part = np.lib.format.read_array(file, allow_pickle=False)
+            except (OSError, ValueError, MemoryError) as error:
+                reason = " ".join(str(error).split())
+                raise OutputError(f"{path}: damaged ({reason}); remove it and go on") from error
+            width = part.shape[1:] if not parts else parts[0].shape[1:]
+            wanted = (min(PART, self._count - first), *width)
+            if part.dtype != np.float32 or part.ndim != 2 or part.shape != wanted:
                 raise OutputError(f"{path}: not a part of these values; remove it and go on")
-            parts.append(part.astype(np.float64))
-        return np.concatenate(parts)
+            parts.append(part)
+        return np.concatenate(parts).astype(np.float64)
 
     def _path(self, first: int) -> Path:
         return self._folder / f"{first:09d}.npy"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .sampling import genuine_codes, impostor_codes, pairs_of
 from .similarity import all_similarities, pair_similarities
 
 __all__ = ["MAX_IMPOSTORS", "Trials"]
@@ -91,12 +92,15 @@ class Trials:
         """All pairs of the images of ``embeddings`` [n, E], image by image.
 
         Where there are more impostor pairs than ``max_impostors``, a seeded random sample of so
-        many stands for them: memory does not grow with the square of the number of images.
+        many stands for them: memory grows with that bound and the genuine pairs, not with the
+        square of the number of images.
         """
         whom = np.unique(np.asarray(identity), return_inverse=True)[1].astype(np.int64)
         count = len(whom)
         if len(embeddings) != count:
             raise ValueError(f"wanted one embedding per image, got {len(embeddings)} for {count}")
+        if max_impostors < 1:
+            raise ValueError(f"max_impostors must be 1 or more, got {max_impostors}")
         sizes = np.bincount(whom)
         genuine = int((sizes * (sizes - 1) // 2).sum())
         impostors = count * (count - 1) // 2 - genuine
@@ -121,24 +125,12 @@ class Trials:
         wanted: int,
         seed: int,
     ) -> Trials:
-        genuine = _genuine_pairs(whom)
-        chosen = np.unique(_code(*genuine))
-        own = len(chosen)
         rng = np.random.default_rng(seed)
-        sample = np.zeros(0, np.int64)
-        while len(sample) < wanted:
-            more = int((wanted - len(sample)) * 1.1) + 16
-            i, j = rng.integers(0, len(whom), (2, more))
-            usable = whom[i] != whom[j]
-            fresh = _code(np.minimum(i, j)[usable], np.maximum(i, j)[usable])
-            joined = np.concatenate([sample, fresh])
-            first = np.unique(joined, return_index=True)[1]
-            sample = joined[np.sort(first)]
-        codes = np.sort(np.concatenate([chosen, sample[:wanted]]))
-        left = (codes >> 32).astype(np.int32)
-        right = (codes & 0xFFFFFFFF).astype(np.int32)
+        codes = np.concatenate([genuine_codes(whom), impostor_codes(whom, wanted, rng)])
+        codes.sort()
+        left, right = pairs_of(codes)
+        del codes
         same = whom[left] == whom[right]
-        assert int(same.sum()) == own
         similarity = pair_similarities(embeddings, left, right)
         return cls(left, right, same, similarity, whom, sampled=impostors)
 
@@ -224,18 +216,3 @@ def _indices(values: npt.ArrayLike, count: int) -> Ints:
             f"pairs must name images 0 to {count - 1}, got {array.min()} to {array.max()}"
         )
     return array.astype(np.int32)
-
-
-def _code(i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return (i << 32) | j
-
-
-def _genuine_pairs(
-    whom: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    order = np.argsort(whom, kind="stable")
-    groups = np.split(order, np.cumsum(np.bincount(whom))[:-1])
-    pairs = [np.stack(np.triu_indices(len(group), 1)) for group in groups]
-    left = np.concatenate([group[i] for group, (i, _) in zip(groups, pairs, strict=True)])
-    right = np.concatenate([group[j] for group, (_, j) in zip(groups, pairs, strict=True)])
-    return left, right

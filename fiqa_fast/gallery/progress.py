@@ -50,11 +50,16 @@ class LineProgress(SilentProgress):
     """A line every ten seconds or so, for logs."""
 
     def __init__(
-        self, total: int | None, stream: TextIO | None = None, interval: float = 10.0
+        self,
+        total: int | None,
+        stream: TextIO | None = None,
+        interval: float = 10.0,
+        unit: str = "images",
     ) -> None:
-        """Expect ``total`` images (None: not known)."""
+        """Expect ``total`` images or other units (None: not known)."""
         super().__init__(stream)
         self._total = total
+        self._unit = unit
         self._interval = interval
         self._done = 0
         self._start = self._last = time.monotonic()
@@ -67,10 +72,11 @@ class LineProgress(SilentProgress):
             return
         self._last = now
         rate = self._done / (now - self._start)
-        line = f"{self._done} images, {rate:.1f} images/s"
+        line = f"{self._done} {self._unit}, {rate:.1f} {self._unit}/s"
         if self._total:
             left = max(0, self._total - self._done) / rate
-            line = f"{self._done} of {self._total} images, {rate:.1f} images/s, {_span(left)} left"
+            done = f"{self._done} of {self._total} {self._unit}"
+            line = f"{done}, {rate:.1f} {self._unit}/s, {_span(left)} left"
         self.tell(line)
 
 
@@ -83,11 +89,13 @@ def _span(seconds: float) -> str:
 class BarProgress:
     """tqdm's bar, with images/s and the time left."""
 
-    def __init__(self, total: int | None, stream: TextIO | None = None) -> None:
-        """Expect ``total`` images (None: not known)."""
+    def __init__(
+        self, total: int | None, stream: TextIO | None = None, unit: str = "images"
+    ) -> None:
+        """Expect ``total`` images or other units (None: not known)."""
         self._stream = sys.stderr if stream is None else stream
         self._bar = tqdm(
-            total=total, unit=" images", file=self._stream, dynamic_ncols=True, leave=False
+            total=total, unit=f" {unit}", file=self._stream, dynamic_ncols=True, leave=False
         )
 
     def update(self, images: int) -> None:
@@ -103,10 +111,12 @@ class BarProgress:
         self._bar.close()
 
 
-def choose_progress(total: int | None, quiet: bool, rows_on_terminal: bool) -> Progress:
+def choose_progress(
+    total: int | None, quiet: bool, rows_on_terminal: bool, unit: str = "images"
+) -> Progress:
     """Return what suits standard error; rows printed on a terminal are progress enough."""
     if quiet or rows_on_terminal:
         return SilentProgress()
     if sys.stderr.isatty():
-        return BarProgress(total)
-    return LineProgress(total)
+        return BarProgress(total, unit=unit)
+    return LineProgress(total, unit=unit)
