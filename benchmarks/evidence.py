@@ -39,7 +39,7 @@ from evidence_figures import draw_curves, draw_speed
 from fiqa_fast import evaluate
 from fiqa_fast.degradations import TYPES
 from fiqa_fast.evaluate.compare import Interval, Row
-from fiqa_fast.evaluate.degrade import degrade_study
+from fiqa_fast.evaluate.studies.degrade import degrade_study
 from fiqa_fast.gallery.atomic import write_atomically
 from fiqa_fast.images import decode
 from fiqa_fast.tables import markdown

@@ -14,9 +14,9 @@ import torch
 import fiqa_fast
 from fiqa_fast import evaluate
 from fiqa_fast.evaluate.compare import Row
-from fiqa_fast.evaluate.datasets import Dataset, open_dataset
-from fiqa_fast.evaluate.embeddings import read_embeddings
-from fiqa_fast.evaluate.reproduce import Settings, scores_of_all_methods
+from fiqa_fast.evaluate.readers.datasets import Dataset, open_dataset
+from fiqa_fast.evaluate.readers.embeddings import read_embeddings
+from fiqa_fast.evaluate.studies.reproduce import Settings, scores_of_all_methods
 from fiqa_fast.gallery.progress import SilentProgress
 from fiqa_fast.images import load_image
 

@@ -19,8 +19,8 @@ import pytest
 from command_line import face, jpeg
 
 from fiqa_fast.errors import ImageError
-from fiqa_fast.evaluate.datasets import Dataset, open_dataset
-from fiqa_fast.evaluate.scores import read_scores
+from fiqa_fast.evaluate.readers.datasets import Dataset, open_dataset
+from fiqa_fast.evaluate.readers.scores import read_scores
 from fiqa_fast.gallery import InputError
 from fiqa_fast.images import decode
 
@@ -339,7 +339,7 @@ def test_damaged_pair_sets_never_crash(tmp_path: Path) -> None:
 
 
 def test_instructions_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fiqa_fast.evaluate.pickles._MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr("fiqa_fast.evaluate.readers.pickles._MAX_INSTRUCTIONS", 1000)
     path = bin_set(tmp_path / "x.bin", b"\x80\x02" + b"N" * 1000 + b".")
     assert "wanted at most 1000 instructions" in refusal(path)
 

@@ -23,8 +23,8 @@ from scipy.stats import spearmanr
 from fiqa_fast import QualityResult, Scorer, degradations, load_model
 from fiqa_fast.cli import evaluate_degrade
 from fiqa_fast.cli.errors import STRICT, explain
-from fiqa_fast.evaluate.degrade import LEVELS, degrade_study, summarise
-from fiqa_fast.evaluate.degrade_report import table
+from fiqa_fast.evaluate.studies.degrade import LEVELS, degrade_study, summarise
+from fiqa_fast.evaluate.studies.degrade_report import table
 from fiqa_fast.figures import check_figure
 from fiqa_fast.gallery.errors import InputError, OutputError
 from fiqa_fast.ranks import spearman

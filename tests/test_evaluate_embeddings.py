@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fiqa_fast.evaluate.embeddings import read_embeddings
+from fiqa_fast.evaluate.readers.embeddings import read_embeddings
 from fiqa_fast.gallery import InputError, Rows, open_sink
 
 PATHS = ["x/a.jpg", "x/b.jpg", "x/c.jpg"]

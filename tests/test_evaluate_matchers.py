@@ -15,9 +15,9 @@ from command_line import face, jpeg
 from onnx_bytes import FLOAT, FLOAT16, INT64, UINT8, mean_colour, model
 
 import fiqa_fast
-from fiqa_fast.evaluate.datasets import open_dataset
-from fiqa_fast.evaluate.embeddings import read_embeddings
-from fiqa_fast.evaluate.matchers import (
+from fiqa_fast.evaluate.readers.datasets import open_dataset
+from fiqa_fast.evaluate.readers.embeddings import read_embeddings
+from fiqa_fast.evaluate.readers.matchers import (
     MatcherInput,
     embed_images,
     open_matcher,

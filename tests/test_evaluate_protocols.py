@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fiqa_fast import evaluate
-from fiqa_fast.evaluate.crfiqa import survived_shares
+from fiqa_fast.evaluate.protocols.crfiqa import survived_shares
 from fiqa_fast.evaluate.trials import connected
 
 PARITY = Path(__file__).parent / "data" / "parity" / "edc_crfiqa.npz"
@@ -140,7 +140,7 @@ def test_draws_are_repetitions_of_an_identitys_pairs() -> None:
     identities = int(trials.genuine_identity.max()) + 1
     counts = rng.integers(0, 4, (5, identities))
     from fiqa_fast.evaluate.compare import _outcomes
-    from fiqa_fast.evaluate.curves import OperatingPoint
+    from fiqa_fast.evaluate.protocols.curves import OperatingPoint
 
     for protocol in ("fixed-fmr", "dasec"):
         (outcome,) = _outcomes(protocol, trials, quality, [OperatingPoint(0.05)], 0.3)

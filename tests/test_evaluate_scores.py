@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fiqa_fast.evaluate.keys import MISSING, distinct, match, match_each, without_suffix
-from fiqa_fast.evaluate.scores import WORST, read_scores
+from fiqa_fast.evaluate.readers.keys import MISSING, distinct, match, match_each, without_suffix
+from fiqa_fast.evaluate.readers.scores import WORST, read_scores
 from fiqa_fast.gallery import InputError, Rows, open_sink
 
 

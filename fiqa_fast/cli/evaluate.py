@@ -21,7 +21,7 @@ from fiqa_fast.cli.evaluation import (
 from fiqa_fast.cli.options import named, quiet_pillow, rates, split
 
 if TYPE_CHECKING:
-    from fiqa_fast.evaluate.datasets import Dataset
+    from fiqa_fast.evaluate.readers.datasets import Dataset
 
 __all__ = ["command"]
 
@@ -182,8 +182,8 @@ def command(
     from fiqa_fast import evaluate, figures
     from fiqa_fast.evaluate import plots, report
     from fiqa_fast.evaluate.compare import check_options, check_scores
-    from fiqa_fast.evaluate.datasets import open_dataset
-    from fiqa_fast.evaluate.embeddings import read_embeddings
+    from fiqa_fast.evaluate.readers.datasets import open_dataset
+    from fiqa_fast.evaluate.readers.embeddings import read_embeddings
     from fiqa_fast.gallery.errors import InputError
 
     # What can be refused is refused before anything long begins.
@@ -254,7 +254,7 @@ def _counts(facts: dict[str, Any]) -> str:
 def _embed(
     dataset: Dataset, matcher: str, matcher_input: str | None, missing: str, quiet: bool
 ) -> Any:
-    from fiqa_fast.evaluate.matchers import embed_images, open_matcher, parse_matcher_input
+    from fiqa_fast.evaluate.readers.matchers import embed_images, open_matcher, parse_matcher_input
     from fiqa_fast.gallery.errors import InputError
     from fiqa_fast.gallery.progress import choose_progress
 

@@ -15,7 +15,7 @@ from fiqa_fast.cli.options import load, model_options, quiet_pillow, scorer_opti
 
 if TYPE_CHECKING:
     from fiqa_fast.degradations import Pixels
-    from fiqa_fast.evaluate.degrade import Scoring, Study
+    from fiqa_fast.evaluate.studies.degrade import Scoring, Study
     from fiqa_fast.gallery.progress import Progress
     from fiqa_fast.gallery.sources import Item, Source
     from fiqa_fast.scorer import Scorer
@@ -112,8 +112,8 @@ def command(
     from fiqa_fast.cli.scorer import make_scorer
 
     scorer, size = make_scorer(load(model, architecture), ["score"], exit_block, threads, options)
-    from fiqa_fast.evaluate.degrade import degrade_study
-    from fiqa_fast.evaluate.degrade_report import write_plot, write_report
+    from fiqa_fast.evaluate.studies.degrade import degrade_study
+    from fiqa_fast.evaluate.studies.degrade_report import write_plot, write_report
     from fiqa_fast.gallery.progress import choose_progress
 
     found = sum(source.count() for source in sources)
@@ -160,7 +160,7 @@ def _parse_types(text: str) -> list[str]:
 
 
 def _check_outputs(output: str | None, plot: str | None) -> None:
-    from fiqa_fast.evaluate.degrade_report import check_report
+    from fiqa_fast.evaluate.studies.degrade_report import check_report
     from fiqa_fast.figures import check_figure
 
     if output is not None:
@@ -247,7 +247,7 @@ class _Images:
 
 
 def _print(study: Study, model: str, scorer: Scorer) -> None:
-    from fiqa_fast.evaluate.degrade_report import LEGEND, table
+    from fiqa_fast.evaluate.studies.degrade_report import LEGEND, table
     from fiqa_fast.tables import aligned
 
     header, *rows = table(study)

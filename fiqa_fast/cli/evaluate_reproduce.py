@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fiqa_fast.evaluate import Comparison, Trials
-    from fiqa_fast.evaluate.datasets import Dataset
-    from fiqa_fast.evaluate.reproduce import Settings
+    from fiqa_fast.evaluate.readers.datasets import Dataset
+    from fiqa_fast.evaluate.studies.reproduce import Settings
 
     Scores = dict[str, npt.NDArray[np.float64]]
 
@@ -135,8 +135,8 @@ def command(
     folder = _make(Path(output))
 
     from fiqa_fast.cli.scorer import make_scorer
-    from fiqa_fast.evaluate.datasets import open_dataset
-    from fiqa_fast.evaluate.reproduce import Settings
+    from fiqa_fast.evaluate.readers.datasets import open_dataset
+    from fiqa_fast.evaluate.studies.reproduce import Settings
     from fiqa_fast.gallery.errors import InputError
 
     dataset = open_dataset(data, root=root)
@@ -200,7 +200,7 @@ def _trials(
     dataset: Dataset, matchers: Mapping[str, str], missing: str
 ) -> dict[str, tuple[Trials, npt.NDArray[np.bool_]]]:
     """Each matcher's trials, and of which images [n] they are."""
-    from fiqa_fast.evaluate.embeddings import read_embeddings
+    from fiqa_fast.evaluate.readers.embeddings import read_embeddings
 
     trials = {}
     for name, path in matchers.items():
@@ -211,7 +211,7 @@ def _trials(
 
 
 def _score(model: Any, dataset: Dataset, folder: Path, settings: Settings, quiet: bool) -> Scores:
-    from fiqa_fast.evaluate.reproduce import scores_of_all_methods
+    from fiqa_fast.evaluate.studies.reproduce import scores_of_all_methods
     from fiqa_fast.gallery.progress import choose_progress
 
     assert dataset.items is not None
@@ -268,7 +268,7 @@ def _write(folder: Path, title: str, found: Mapping[str, Comparison], notes: Seq
     """Print and write the table, numbers and curves."""
     from fiqa_fast import figures
     from fiqa_fast.evaluate import plots, report
-    from fiqa_fast.evaluate.papers import papers_markdown, papers_text
+    from fiqa_fast.evaluate.studies.papers import papers_markdown, papers_text
     from fiqa_fast.gallery.atomic import write_atomically
 
     files = _file_names(found)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fiqa_fast.evaluate import Comparison, Trials
-    from fiqa_fast.evaluate.datasets import Dataset
+    from fiqa_fast.evaluate.readers.datasets import Dataset
 
     Scores = dict[str, npt.NDArray[np.float64]]
 
@@ -100,7 +100,7 @@ def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -
 
 def gather_scores(dataset: Dataset, texts: Iterable[str], missing: str) -> Scores:
     """The scores that the set holds and those of --scores, by name; gaps are told."""
-    from fiqa_fast.evaluate.scores import read_scores
+    from fiqa_fast.evaluate.readers.scores import read_scores
     from fiqa_fast.gallery.errors import InputError
 
     scores = dict(dataset.scores)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .crfiqa import crfiqa
-from .curves import Counts, Curve, Floats, OperatingPoint, Outcome
-from .dasec import best_area, dasec
-from .fixed_fmr import fixed_fmr
+from .protocols.crfiqa import crfiqa
+from .protocols.curves import Counts, Curve, Floats, OperatingPoint, Outcome
+from .protocols.dasec import best_area, dasec
+from .protocols.fixed_fmr import fixed_fmr
 from .trials import Trials
 
 __all__ = [

@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from fiqa_fast.evaluate.files import StrPath
-from fiqa_fast.evaluate.layouts.dataset import Dataset, Pairs
-from fiqa_fast.evaluate.layouts.folder import open_folder
-from fiqa_fast.evaluate.layouts.pair_set import open_pair_set
-from fiqa_fast.evaluate.layouts.reference import IMAGES, PAIRS, open_reference
-from fiqa_fast.evaluate.layouts.table import open_table
-from fiqa_fast.evaluate.tables import TABLES
+from fiqa_fast.evaluate.readers.files import StrPath
+from fiqa_fast.evaluate.readers.layouts.dataset import Dataset, Pairs
+from fiqa_fast.evaluate.readers.layouts.folder import open_folder
+from fiqa_fast.evaluate.readers.layouts.pair_set import open_pair_set
+from fiqa_fast.evaluate.readers.layouts.reference import IMAGES, PAIRS, open_reference
+from fiqa_fast.evaluate.readers.layouts.table import open_table
+from fiqa_fast.evaluate.readers.tables import TABLES
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources import printable
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fiqa_fast.errors import ImageError
-from fiqa_fast.evaluate.files import StrPath, brief
-from fiqa_fast.evaluate.keys import MISSING, distinct, match_each
+from fiqa_fast.evaluate.readers.files import StrPath, brief
+from fiqa_fast.evaluate.readers.keys import MISSING, distinct, match_each
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources import open_sources, printable
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fiqa_fast.evaluate.degrade import LEVELS, Curve, Estimate, Study
+from fiqa_fast.evaluate.studies.degrade import LEVELS, Curve, Estimate, Study
 from fiqa_fast.figures import new_figure, save_figure
 from fiqa_fast.gallery.atomic import check_suffix, write_atomically
 from fiqa_fast.tables import markdown

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from fiqa_fast.tables import aligned, markdown
 
-from .compare import Comparison
+from ..compare import Comparison
 
 __all__ = ["PUBLISHED", "papers_markdown", "papers_text"]
 

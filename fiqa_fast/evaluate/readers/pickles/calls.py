@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fiqa_fast.evaluate.files import brief
-from fiqa_fast.evaluate.pickles.machine import Machine
-from fiqa_fast.evaluate.pickles.values import Array, Blob, Dtype, Name, PickleContentError
+from fiqa_fast.evaluate.readers.files import brief
+from fiqa_fast.evaluate.readers.pickles.machine import Machine
+from fiqa_fast.evaluate.readers.pickles.values import Array, Blob, Dtype, Name, PickleContentError
 
 __all__ = ["build", "push_name", "push_stacked_name", "reduce"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..trials import Trials
 from .curves import Counts, Curve, Floats, OperatingPoint, weight_chunks
-from .trials import Trials
 
 __all__ = ["FixedFmrOutcome", "fixed_fmr"]
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from fiqa_fast.evaluate.files import StrPath, brief, open_input
-from fiqa_fast.evaluate.keys import MISSING, match
-from fiqa_fast.evaluate.layouts.dataset import Dataset, Pairs
-from fiqa_fast.evaluate.layouts.images import find_images
+from fiqa_fast.evaluate.readers.files import StrPath, brief, open_input
+from fiqa_fast.evaluate.readers.keys import MISSING, match
+from fiqa_fast.evaluate.readers.layouts.dataset import Dataset, Pairs
+from fiqa_fast.evaluate.readers.layouts.images import find_images
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources import printable
 
@@ -26,7 +26,7 @@ def open_reference(path: StrPath, root: StrPath | None = None) -> Dataset:
     """Open a folder with both lists.
 
     A path that the list repeats, as some extraction scripts write it once per pair, counts once.
-    Names of pairs are matched to paths as :func:`fiqa_fast.evaluate.keys.match` says.
+    Names of pairs are matched to paths as :func:`fiqa_fast.evaluate.readers.keys.match` says.
     """
     folder = os.fspath(path)
     names = list(dict.fromkeys(line for _, line in _lines(os.path.join(folder, IMAGES))))

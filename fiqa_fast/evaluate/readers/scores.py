@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fiqa_fast.evaluate.files import StrPath, brief, open_text, stem_of
-from fiqa_fast.evaluate.keys import MISSING, Records, distinct, match_each
-from fiqa_fast.evaluate.tables import TABLES, Table, read_table
+from fiqa_fast.evaluate.readers.files import StrPath, brief, open_text, stem_of
+from fiqa_fast.evaluate.readers.keys import MISSING, Records, distinct, match_each
+from fiqa_fast.evaluate.readers.tables import TABLES, Table, read_table
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sinks import text_key
 from fiqa_fast.gallery.sources import printable
@@ -37,7 +37,7 @@ def read_scores(
     Args:
         path: a CSV, Parquet or JSON lines table with a column ``path``, as ``fiqa-fast score``
             writes it, or, with any other suffix, lines ``path score`` (a path may hold spaces).
-        paths: [n], keys of the images, matched as :func:`fiqa_fast.evaluate.keys.match` says.
+        paths: [n], keys of the images, matched as :func:`.keys.match` says.
         columns: which columns of a table; by default ``score``, if there is one, and every other
             column with a number that is not whole.
         missing: an image has no score where the file has no row for it, an error in its row, an

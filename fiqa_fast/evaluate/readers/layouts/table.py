@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from fiqa_fast.evaluate.files import StrPath, stem_of
-from fiqa_fast.evaluate.layouts.dataset import Dataset, code_identities
-from fiqa_fast.evaluate.layouts.images import find_images
-from fiqa_fast.evaluate.tables import read_table
+from fiqa_fast.evaluate.readers.files import StrPath, stem_of
+from fiqa_fast.evaluate.readers.layouts.dataset import Dataset, code_identities
+from fiqa_fast.evaluate.readers.layouts.images import find_images
+from fiqa_fast.evaluate.readers.tables import read_table
 from fiqa_fast.gallery.sources import printable
 
 __all__ = ["open_table"]

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fiqa_fast.evaluate.embeddings import check_missing
-from fiqa_fast.evaluate.files import StrPath, brief
-from fiqa_fast.evaluate.onnx_matcher import MatcherInput, OnnxMatcher, parse_matcher_input
+from fiqa_fast.evaluate.readers.embeddings import check_missing
+from fiqa_fast.evaluate.readers.files import StrPath, brief
+from fiqa_fast.evaluate.readers.onnx_matcher import MatcherInput, OnnxMatcher, parse_matcher_input
 from fiqa_fast.gallery.errors import InputError, ScoringError
 from fiqa_fast.gallery.progress import Progress
 from fiqa_fast.gallery.runner import run

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from fiqa_fast.evaluate.files import StrPath, brief
+from fiqa_fast.evaluate.readers.files import StrPath, brief
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources import Item, printable
 from fiqa_fast.images import open_regular

@@ -16,9 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fiqa_fast.errors import ImageError
-from fiqa_fast.evaluate.files import StrPath, open_input, stem_of
-from fiqa_fast.evaluate.layouts.dataset import Dataset
-from fiqa_fast.evaluate.pickles import Array, Blob, PickleContentError, read_blob, read_pickle
+from fiqa_fast.evaluate.readers.files import StrPath, open_input, stem_of
+from fiqa_fast.evaluate.readers.layouts.dataset import Dataset
+from fiqa_fast.evaluate.readers.pickles import (
+    Array,
+    Blob,
+    PickleContentError,
+    read_blob,
+    read_pickle,
+)
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources import Item, printable
 from fiqa_fast.images import open_regular

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from fiqa_fast.errors import ImageError
-from fiqa_fast.evaluate.files import StrPath, brief
+from fiqa_fast.evaluate.readers.files import StrPath, brief
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources import printable
 from fiqa_fast.images import describe, open_regular

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fiqa_fast.evaluate.files import brief
+from fiqa_fast.evaluate.readers.files import brief
 from fiqa_fast.gallery.errors import InputError
 
 __all__ = [

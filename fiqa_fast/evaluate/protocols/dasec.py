@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..trials import Trials
 from .curves import Counts, Curve, Floats, OperatingPoint, weight_chunks
-from .trials import Trials
 
 __all__ = ["DasecOutcome", "best_area", "dasec"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fiqa_fast.evaluate.files import StrPath, brief, open_input, open_text
+from fiqa_fast.evaluate.readers.files import StrPath, brief, open_input, open_text
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources import printable
 

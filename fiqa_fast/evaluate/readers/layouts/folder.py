@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 
-from fiqa_fast.evaluate.files import StrPath, brief
-from fiqa_fast.evaluate.keys import IMAGE_SUFFIXES
-from fiqa_fast.evaluate.layouts.dataset import Dataset, code_identities
+from fiqa_fast.evaluate.readers.files import StrPath, brief
+from fiqa_fast.evaluate.readers.keys import IMAGE_SUFFIXES
+from fiqa_fast.evaluate.readers.layouts.dataset import Dataset, code_identities
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources import open_sources, printable
 

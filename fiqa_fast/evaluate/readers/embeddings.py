@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fiqa_fast.evaluate.embedding_files import READERS, Embeddings, read_folder
-from fiqa_fast.evaluate.files import StrPath, brief, open_input
+from fiqa_fast.evaluate.readers.embedding_files import READERS, Embeddings, read_folder
+from fiqa_fast.evaluate.readers.files import StrPath, brief, open_input
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources import printable
 
@@ -25,7 +25,7 @@ def read_embeddings(path: StrPath, paths: Sequence[str], *, missing: str = "refu
         path: an ``.npz`` with ``paths`` (texts, [m]) and ``emb`` or ``embeddings`` [m, E]; a
             folder with one ``<name>.npy`` [E] per image; an ``.npy`` [n, E] in the order of
             ``paths``; or a ``.parquet`` of ``fiqa-fast score --outputs embedding``.
-        paths: [n], keys of the images, matched as :func:`fiqa_fast.evaluate.keys.match` says.
+        paths: [n], keys of the images, matched as :func:`.keys.match` says.
         missing: what to do about images without an embedding (no record, or one without a
             vector): ``"refuse"`` raises, ``"mark"`` gives them a row of nan.
 

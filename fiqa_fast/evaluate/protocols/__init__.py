@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocols: what a threshold is, what is discarded, and what the curve looks like."""
