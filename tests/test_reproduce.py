@@ -408,7 +408,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("--protocol", "all"), "crfiqa, dasec, fixed-fmr, got 'all'"),
         (("--fmr", "2"), "must lie between 0 and 1, got 2.0"),
-        (("--limit", "0"), "limit must lie between 0 and 0.95, got 0.0"),
+        (("--limit", "0"), "limit must lie between 0.001 and 0.95, got 0.0"),
         (("--embeddings", "there/e.npz"), "two have one name; give them as NAME=PATH"),
         (("--embeddings", "x y=1", "--embeddings", "x_y=2"), "would both be called x_y"),
     ],
