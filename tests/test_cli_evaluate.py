@@ -67,7 +67,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def reading(*_: Any, **__: Any) -> None:
         raise AssertionError("DATA was read first")
 
-    monkeypatch.setattr("fiqa_fast.evaluate.datasets.open_dataset", reading)
+    monkeypatch.setattr("fiqa_fast.evaluate.readers.datasets.open_dataset", reading)
 
 
 def forms() -> Iterator[tuple[str, str, str]]:

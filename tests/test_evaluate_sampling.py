@@ -8,7 +8,8 @@ import pytest
 from scipy.stats import chisquare
 
 from fiqa_fast import evaluate
-from fiqa_fast.evaluate import curves, sampling
+from fiqa_fast.evaluate import sampling
+from fiqa_fast.evaluate.protocols import curves
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 40, 49, 50, 51, 98, 99, 100])

@@ -20,9 +20,10 @@ from command_line import COMMAND, face, one_line_error
 from evaluation_sets import EMBEDDINGS, LAYOUTS, Faces, make_faces, write_csv
 
 from fiqa_fast import FaceViT, Gauge, Scorer, load_model
-from fiqa_fast.evaluate import compare, reproduce, stored
-from fiqa_fast.evaluate.datasets import open_dataset
-from fiqa_fast.evaluate.scores import read_scores
+from fiqa_fast.evaluate import compare
+from fiqa_fast.evaluate.readers.datasets import open_dataset
+from fiqa_fast.evaluate.readers.scores import read_scores
+from fiqa_fast.evaluate.studies import reproduce, stored
 from fiqa_fast.gallery.errors import OutputError
 from fiqa_fast.gallery.progress import SilentProgress
 from fiqa_fast.images import load_image
@@ -400,7 +401,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def reading(*_: Any, **__: Any) -> None:
         raise AssertionError("DATA was read first")
 
-    monkeypatch.setattr("fiqa_fast.evaluate.datasets.open_dataset", reading)
+    monkeypatch.setattr("fiqa_fast.evaluate.readers.datasets.open_dataset", reading)
 
 
 @pytest.mark.parametrize(
