@@ -91,3 +91,19 @@ def test_a_small_limit_costs_no_more() -> None:
             assert len(curve.discard) <= max(200, trials.num_genuine)
         for row in found.rows:
             assert row.pauc_ratio == pytest.approx(1, abs=0.5)
+
+
+def test_more_pairs_than_sixteen_bits_count() -> None:
+    """How often an identity is drawn is a small number; sums over pairs of one quality are not."""
+    each = 40_000
+    image = np.repeat([0, 1, 2], each).astype(np.int32)
+    failing = [np.arange(each) < share * each for share in (0.1, 0.3, 0.9)]
+    trials = evaluate.Trials(
+        image, image, image < 2, 1.0 - np.concatenate(failing), np.arange(3, dtype=np.int64)
+    )
+    options = {"protocols": ["dasec"], "fmr": [0.05], "draws": 60}
+    (row,) = evaluate.compare(trials, {"q": np.ones(3)}, **options).rows
+    assert row.fnmr == 0.2
+    # Of two identities one, the other or both are drawn.
+    assert row.pauc_interval.low == pytest.approx(0.3 * 0.1, abs=1e-12)
+    assert row.pauc_interval.high == pytest.approx(0.3 * 0.3, abs=1e-12)
