@@ -339,7 +339,7 @@ def test_damaged_pair_sets_never_crash(tmp_path: Path) -> None:
 
 
 def test_instructions_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fiqa_fast.evaluate.readers.pickles._MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr("fiqa_fast.gallery.pickles._MAX_INSTRUCTIONS", 1000)
     path = bin_set(tmp_path / "x.bin", b"\x80\x02" + b"N" * 1000 + b".")
     assert "wanted at most 1000 instructions" in refusal(path)
 

@@ -182,7 +182,7 @@ def test_list_files(tmp_path: Path) -> None:
         "\\xe9.jpg",
         "a\\x00b",
         "sub",
-        "c.jpg",
+        "c.jpg#2",
     ]
     readable = {0: b"sub/a b.jpg", 1: b"c.jpg", 4: b"c.jpg", 5: b"\xe9.jpg", 8: b"c.jpg"}
     for i, item in enumerate(found):

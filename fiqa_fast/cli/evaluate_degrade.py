@@ -103,7 +103,7 @@ def command(
     quiet_pillow()
     # What can be refused is refused before the model is loaded and any image is read.
     kinds = _parse_types(types)
-    from fiqa_fast.gallery.sources import open_sources
+    from fiqa_fast.gallery.sources import exact_total, open_sources
 
     _check_outputs(output, plot)
     outputs = [path for path in (output, plot) if path is not None]
@@ -116,7 +116,7 @@ def command(
     from fiqa_fast.evaluate.studies.degrade_report import write_plot, write_report
     from fiqa_fast.gallery.progress import choose_progress
 
-    found = sum(source.count() for source in sources)
+    found = exact_total(sources)
     total = found if limit is None else min(limit, found)
     images = _Images(sources, size, (total, found), choose_progress(total, quiet, False))
     try:

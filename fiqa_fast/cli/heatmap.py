@@ -154,7 +154,7 @@ def command(
     quiet_pillow()
     # What can be refused is refused before the model is loaded and any image is read.
     from fiqa_fast.gallery.errors import InputError
-    from fiqa_fast.gallery.sources import open_sources
+    from fiqa_fast.gallery.sources import exact_total, open_sources
     from fiqa_fast.heatmap.colours import colormap, find_limits
     from fiqa_fast.heatmap.contact import check_sheet
     from fiqa_fast.heatmap.grid import PatchGrid
@@ -174,7 +174,7 @@ def command(
     wanted = [name for name in ("score", output, tile_scores) if name is not None]
     scorer, size = make_scorer(load(model, architecture), wanted, exit_block, threads, options)
     tiles = _tile_names(per, scorer.config)
-    count = sum(source.count() for source in sources)
+    count = exact_total(sources)
     count = count if limit is None else min(count, limit)
     if any(target.kind == "sheet" for target in targets):
         chosen = [min(n, count) for n in (best, worst) if n is not None]

@@ -64,15 +64,28 @@ def command(
 ) -> int:
     """Score aligned face crops: higher is better.
 
-    INPUT is a folder (searched through, hidden names left out), an image file, or a list file
-    (.txt, one path per line). Every file is a row of the table, in a fixed order; one that is no
-    readable image has an error text instead of a score, and the run goes on.
+    INPUT is a folder (searched through, hidden names left out), an image file, a list file
+    (.txt, one path per line), a pattern in quotes, or a container:
+
+    \b
+      .tar .tar.gz .tgz      tar archives, those of WebDataset too; - is one from standard input
+      .zip                   ZIP archives
+      .rec                   MXNet records, as insightface's, with an .idx beside or without
+      .bin                   insightface's sets of pairs
+      .parquet .arrow .feather  tables with encoded images, as Hugging Face's datasets
+      .lmdb .mdb, folders    LMDB environments
+
+    Every image is a row of the table, in a fixed order, with a key that no other row has; one
+    that is not readable has an error text instead of a score, and the run goes on. A container
+    that cannot be read to its end gives what it has, a row that says so, and status 1.
 
     \b
     Examples:
       fiqa-fast score crops/
       fiqa-fast score crops/ -o scores.csv
       fiqa-fast score crops/ --ext jpg -o scores.parquet --outputs score,embedding
+      fiqa-fast score 'shards/*.tar' -o scores.parquet
+      curl -s https://example.org/faces.tar.gz | fiqa-fast score - -o scores.csv
       fiqa-fast score list.txt --root /data/faces -o scores.txt
       fiqa-fast score crops/ --gauge none --exit 4        published score of block 4
       fiqa-fast score crops/ --model vit.safetensors --architecture num_heads=8
@@ -80,7 +93,7 @@ def command(
     quiet_pillow()
     # What can be refused is refused before the model is loaded and any image is read.
     from fiqa_fast.gallery.sinks import check_sink
-    from fiqa_fast.gallery.sources import open_sources
+    from fiqa_fast.gallery.sources import damages, open_sources, total
 
     names = parse_outputs(outputs)
     has_errors = check_sink(output, names)
@@ -93,8 +106,8 @@ def command(
     from fiqa_fast.gallery.runner import run
     from fiqa_fast.gallery.sinks import open_sink, text_key
 
-    total = None if quiet else sum(source.count() for source in sources)
-    progress = choose_progress(total, quiet, output is None and sys.stdout.isatty())
+    count = None if quiet else total(sources)
+    progress = choose_progress(count, quiet, output is None and sys.stdout.isatty())
     sink = open_sink(output, names, {**scorer.describe(), "version": version()})
     summary = run(
         (item for source in sources for item in source),
@@ -113,12 +126,17 @@ def command(
         click.echo(f"{model}: {meaning(scorer)}; {arithmetic}", err=True)
         for line in _report(summary, sources, size, output, has_errors):
             click.echo(line, err=True)
-    return STRICT if strict and summary.failed else 0
+    damaged = damages(sources)
+    for line in damaged:
+        click.echo(f"not read to its end: {line}", err=True)
+    return STRICT if damaged or (strict and summary.failed) else 0
 
 
 def _report(
     summary: Summary, sources: list[Source], size: int, output: str | None, has_errors: bool
 ) -> list[str]:
+    from fiqa_fast.gallery.sources import skipped
+
     statistics = summary.statistics
     lines = [
         f"{summary.scored} of {summary.images} images scored in {summary.seconds:.1f} s, "
@@ -136,9 +154,9 @@ def _report(
     if summary.resized:
         much = f" ({summary.reduced} reduced more than twofold)" if summary.reduced else ""
         lines.append(f"{summary.resized} resized to {size} x {size}{much}: are they aligned crops?")
-    skipped = sum(getattr(source, "skipped", 0) for source in sources)
-    if skipped:
-        lines.append(f"{skipped} passed over: links to folders, pipes, sockets or devices")
+    passed = skipped(sources)
+    if passed:
+        lines.append(f"{passed} passed over: links, pipes, devices, or members that are no images")
     if output is not None:
         lines.append(f"written to {output}")
     return lines

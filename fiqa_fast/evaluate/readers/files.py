@@ -11,19 +11,12 @@ from typing import BinaryIO
 
 from fiqa_fast.errors import ImageError
 from fiqa_fast.gallery.errors import InputError
-from fiqa_fast.gallery.sources import printable
+from fiqa_fast.gallery.text import brief, printable
 from fiqa_fast.images import describe, open_regular
 
 __all__ = ["StrPath", "brief", "open_input", "open_text", "stem_of"]
 
 StrPath = str | os.PathLike[str]
-
-
-def brief(value: object, limit: int = 80) -> str:
-    """Return a value that somebody else wrote as one short line."""
-    text = " ".join(printable(str(value)).split())
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def stem_of(path: StrPath) -> str:

@@ -13,9 +13,9 @@ import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from fiqa_fast.evaluate.readers.pickles.calls import build, push_name, push_stacked_name, reduce
-from fiqa_fast.evaluate.readers.pickles.machine import Machine
-from fiqa_fast.evaluate.readers.pickles.values import Array, Blob, PickleContentError, read_blob
+from fiqa_fast.gallery.pickles.calls import build, push_name, push_stacked_name, reduce
+from fiqa_fast.gallery.pickles.machine import Machine
+from fiqa_fast.gallery.pickles.values import Array, Blob, PickleContentError, read_blob
 
 __all__ = ["Array", "Blob", "PickleContentError", "read_blob", "read_pickle"]
 

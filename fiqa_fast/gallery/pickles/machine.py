@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from typing import Any, BinaryIO
 
-from fiqa_fast.evaluate.readers.pickles.values import Blob, PickleContentError, read_blob
+from fiqa_fast.gallery.pickles.values import Blob, PickleContentError, read_blob
 
 __all__ = ["Machine"]
 

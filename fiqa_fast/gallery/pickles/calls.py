@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fiqa_fast.evaluate.readers.files import brief
-from fiqa_fast.evaluate.readers.pickles.machine import Machine
-from fiqa_fast.evaluate.readers.pickles.values import Array, Blob, Dtype, Name, PickleContentError
+from fiqa_fast.gallery.pickles.machine import Machine
+from fiqa_fast.gallery.pickles.values import Array, Blob, Dtype, Name, PickleContentError
+from fiqa_fast.gallery.text import brief
 
 __all__ = ["build", "push_name", "push_stacked_name", "reduce"]
 

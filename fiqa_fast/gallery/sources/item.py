@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a source yields, and what every source is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO, NoReturn, Protocol
+
+from fiqa_fast.images import open_regular
+
+__all__ = ["MAX_IMAGE_BYTES", "Item", "Opening", "Source", "failing_item", "file_item"]
+
+# Of one encoded image inside a container. An aligned crop takes ten kilobytes; whoever claims
+# gigabytes wants memory.
+MAX_IMAGE_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image to be: its key in the table, and a way to open its encoded bytes.
+
+    ``open`` may raise ``ImageError`` or ``OSError``; the image then becomes a row with that text.
+    """
+
+    key: str
+    open: Callable[[], BinaryIO]
+
+
+class Source(Protocol):
+    """Items in a fixed order, each key once; may be iterated more than once.
+
+    Only standard input cannot be iterated again: it raises ``InputError`` the second time.
+    """
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield the items in order."""
+        ...
+
+    def count(self) -> int | None:
+        """Return how many items there are now, or None where only reading it all would tell.
+
+        For progress: files may come and go, and what a container says of itself is not checked.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What sources are opened with, beside their path."""
+
+    prefix: str = ""  # of the keys
+    root: str | None = None  # where the relative paths of list files start
+    ext: frozenset[str] | None = None  # suffixes wanted: lower case, without the dot
+    exclude: frozenset[str] = frozenset()  # the output files, as real paths
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
+
+
+def failing_item(key: str, error: Exception) -> Item:
+    """Return an item that raises ``error`` when opened, so that nothing is lost silently."""
+    return Item(key, partial(_fail, error))
+
+
+def file_item(key: str, path: str) -> Item:
+    """Return the item of an image file."""
+    return Item(key, partial(open_regular, path))
