@@ -13,6 +13,7 @@ from fiqa_fast.gallery.sources.container import (
     Container,
     DamagedError,
     Entry,
+    RandomFile,
     check_size,
     fails,
     in_memory,
@@ -24,6 +25,8 @@ from fiqa_fast.images import open_regular
 
 __all__ = ["TableSource", "open_table"]
 
+_FILE = b"ARROW1"  # at the start and the end of a file
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
 _ROWS = 32  # read ahead of what is asked for
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 _KEYS = ("__key__", "key", "path", "file_name", "filename", "image_path", "id", "image_id")
@@ -49,6 +52,15 @@ class TableSource(Container):
                 for name, opener in _rows(batch, image, key):
                     yield (str(number) if name is None else member_key(name)), opener
                     number += 1
+        # pyarrow takes the end of the file for the end of the table.
+        wanted = self.count()
+        if (wanted is not None and number != wanted) or (wanted is None and not self._ends()):
+            raise DamagedError(f"cut off after row {number}")
+
+    def _ends(self) -> bool:
+        """Whether an Arrow file or stream has its end."""
+        file = RandomFile(self.path)
+        return file.read(file.size - 8, 8) == _END or file.read(file.size - 6, 6) == _FILE
 
     def _open(self) -> Any:
         """Return the schema, and a function that yields record batches of two columns."""
@@ -61,7 +73,7 @@ class TableSource(Container):
             return table.schema_arrow, lambda columns: table.iter_batches(
                 _ROWS, columns=columns, use_threads=False
             )
-        is_file = start == b"ARROW1"  # or a stream, as Hugging Face's cache is
+        is_file = start == _FILE  # or a stream, as Hugging Face's cache is
         open_it = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
         schema = open_it(pyarrow.OSFile(self.path)).schema
 
@@ -93,7 +105,7 @@ def _understood() -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError, MemoryError) as error:
+    except (pyarrow.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         raise DamagedError(f"damaged: {brief(error, 160)}") from error
 
 
