@@ -27,7 +27,7 @@ __all__ = ["TableSource", "open_table"]
 
 _FILE = b"ARROW1"  # at the start and the end of a file
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
-_ROWS = 32  # read ahead of what is asked for
+_ROWS = 8  # read at once: each may have the greatest length
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 _KEYS = ("__key__", "key", "path", "file_name", "filename", "image_path", "id", "image_id")
 
