@@ -3,17 +3,26 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import pickle
 import random
+import struct
+import tarfile
 import time
 import tracemalloc
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
-from containers import WRITERS
+from containers import MAGIC, WRITERS, packed, record
 
 from fiqa_fast.errors import ImageError
 from fiqa_fast.gallery import InputError, open_sources
+from fiqa_fast.gallery.sources import MAX_IMAGE_BYTES, damages
 
 JPEG = b"\xff\xd8\xff"
 IMAGES = {f"p{i // 4}/{i:02}.jpg": JPEG + bytes([i]) * (i * 277 % 2500) for i in range(10)}
@@ -132,3 +141,165 @@ def test_files_that_shrink_while_they_are_read(tmp_path: Path, name: str) -> Non
         except (ImageError, OSError):
             errors += 1
     assert errors
+
+
+# Each hostile on purpose
+
+
+def tar_member(name: str, size: int, kind: bytes = b"0") -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def rows_of(path: Path) -> dict[str, bytes | str]:
+    rows: dict[str, bytes | str] = {}
+    tracemalloc.start()
+    (source,) = open_sources([path])
+    for item in source:
+        try:
+            rows[item.key] = item.open().read()
+        except (ImageError, OSError) as error:
+            rows[item.key] = str(error)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * MAX_IMAGE_BYTES
+    return rows
+
+
+TOO_LONG = "wanted an image of at most 32 MiB, got 1073741824 bytes"
+GIB = 2**30
+
+
+def test_a_zip_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("a.jpg", "w") as file:
+            for _ in range(100):
+                file.write(bytes(2**20))
+        archive.writestr("b.jpg", JPEG)
+    too_long = "wanted an image of at most 32 MiB, got 104857600 bytes"
+    assert rows_of(path) == {"a.jpg": too_long, "b.jpg": JPEG}
+    data = path.read_bytes()
+    directory = data.index(b"PK\1\2")
+    small = (1000).to_bytes(4, "little")  # the directory lies about the unpacked length
+    path.write_bytes(data[: directory + 24] + small + data[directory + 28 :])
+    wrong = "damaged: the member's bytes are not those that its checksum is of"
+    assert rows_of(path) == {"a.jpg": wrong, "b.jpg": JPEG}
+
+
+def test_a_gzip_bomb_in_a_tar(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar.gz"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(tar_member("a.jpg", GIB // 4))
+        for _ in range(256):
+            file.write(bytes(2**20))
+        file.write(tar_member("b.jpg", 3) + JPEG.ljust(512, b"\0") + bytes(1024))
+    too_long = f"wanted an image of at most 32 MiB, got {GIB // 4} bytes"
+    assert rows_of(path) == {"a.jpg": too_long, "b.jpg": JPEG}
+
+
+def test_endless_zeros_after_an_archive(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar_member("b.jpg", 3) + JPEG.ljust(512, b"\0") + bytes(1024))
+    os.truncate(path, 64 * GIB)  # a hole: takes no room
+    start = time.monotonic()
+    assert rows_of(path) == {"b.jpg": JPEG}
+    assert time.monotonic() - start < 5
+
+
+def test_lengths_beyond_reason_in_a_tar(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with open(path, "wb") as file:
+        file.write(tar_member("a.jpg", GIB))
+        file.seek(GIB, 1)
+        file.write(tar_member("b.jpg", 3) + JPEG.ljust(512, b"\0") + tar_member("c", 2**30, b"x"))
+        file.truncate(3 * GIB)
+    damage = "damaged: a member's name or notes of 1073741824 bytes"
+    assert rows_of(path) == {"a.jpg": TOO_LONG, "b.jpg": JPEG, "(rest of x.tar)": damage}
+    path.write_bytes(tar_member("a.jpg", 2**60))
+    assert rows_of(path) == {"(rest of x.tar)": "the archive is cut off"}
+
+
+def test_lengths_beyond_reason_in_records(tmp_path: Path) -> None:
+    path = tmp_path / "x.rec"
+    with open(path, "wb") as file:
+        file.write(record(packed(1, JPEG)))
+        file.write(MAGIC + struct.pack("<I", 2**29 - 4) + packed(2, b""))
+        file.truncate(file.tell() + 2**29 - 4 - 24)
+        file.seek(0, 2)
+        file.write(record(packed(3, b"", (0.0,) * 9)[:-8]))
+        # Parts without end, and labels beyond the end.
+        file.write(MAGIC + struct.pack("<I", 1 << 29))
+        file.write((MAGIC + struct.pack("<I", 2 << 29)) * 5000)
+        file.write(record(struct.pack("<IfQQ", 2**32 - 1, 0, 4, 0)))
+    rows = rows_of(path)
+    assert rows["1"] == JPEG
+    assert rows["2"] == f"wanted an image of at most 32 MiB, got {2**29 - 4} bytes"
+    assert rows["3"] == rows["4"] == "damaged: the record is shorter than its labels"
+    assert [text for key, text in rows.items() if key.startswith("(record at")] == [
+        "damaged: wanted at most 1024 parts of a record, got more"
+    ]
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch /tmp/fiqa_fast_was_here",)
+
+
+def test_a_pickle_that_would_run_something(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(pickle.dumps(([JPEG, _Evil()], [True])))
+    with pytest.raises(InputError, match=r"got posix.system, which is not run"):
+        open_sources([tmp_path / "x.bin"])
+    (tmp_path / "x.bin").write_bytes(pickle.dumps(([JPEG, None, 7, JPEG], [True, 1])))
+    wrong = "wanted encoded images, got something else as image "
+    assert list(rows_of(tmp_path / "x.bin").values()) == [JPEG, wrong + "1", wrong + "2", JPEG]
+
+
+def test_pages_in_a_loop(tmp_path: Path) -> None:
+    path = WRITERS["x.lmdb"](tmp_path / "x.lmdb", IMAGES)
+    data = bytearray(path.read_bytes())
+    root = len(data) - 4096
+    (place,) = struct.unpack_from("<H", data, root + 16)
+    struct.pack_into("<H", data, root + place, root // 4096)  # its first child is itself
+    path.write_bytes(data)
+    assert rows_of(path) == {"(rest of x.lmdb)": "damaged: the pages form a loop"}
+
+
+def test_tables_that_point_elsewhere(tmp_path: Path) -> None:
+    rows = [{"bytes": None, "path": "/etc/passwd"}, {"bytes": JPEG, "path": "../../a.jpg"}, None]
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = pyarrow.table({"image": pyarrow.array(rows, kind)})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    nothing = "wanted an encoded image, got nothing"
+    expected = {"\\x2fetc/passwd": nothing, "\\x2e\\x2e/\\x2e\\x2e/a.jpg": JPEG, "2": nothing}
+    assert rows_of(tmp_path / "x.parquet") == expected
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_containers_that_are_pipes_folders_or_gone(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="got a pipe or a device"):
+        open_sources([tmp_path / name])
+    os.unlink(tmp_path / name)
+    for target in ("gone", name):  # a link that leads nowhere, and one to itself
+        (tmp_path / name).symlink_to(tmp_path / target)
+        with pytest.raises(InputError, match=r"no such file|symbolic links"):
+            open_sources([tmp_path / name])
+        os.unlink(tmp_path / name)
+    os.mkdir(tmp_path / name)
+    with pytest.raises(InputError, match="no image found"):
+        open_sources([tmp_path / name])
+
+
+def test_an_index_that_is_a_pipe(tmp_path: Path) -> None:
+    path = WRITERS["y.rec"](tmp_path / "x.rec", IMAGES)
+    os.mkfifo(tmp_path / "x.idx")
+    with pytest.raises(InputError, match="got a pipe"):
+        open_sources([path])
+    os.unlink(tmp_path / "x.idx")
+    source = open_sources([path])[0]
+    path.unlink()  # it vanishes between opening and reading
+    (item,) = source
+    assert item.key == "(rest of x.rec)"
+    assert "no such file" in damages([source])[0]

@@ -189,7 +189,9 @@ def gallery_options(function: F) -> F:
                 "folder).",
             ),
             click.option(
-                "--ext", metavar="jpg,png,...", help="Take only these suffixes from folders."
+                "--ext",
+                metavar="jpg,png,...",
+                help="Take only these suffixes from folders and archives.",
             ),
             click.option(
                 "--strict", is_flag=True, help="Exit with status 1 if any image has no score."

@@ -7,19 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fiqa_fast.errors import ImageError
 from fiqa_fast.gallery.errors import InputError
-from fiqa_fast.gallery.sources.container import (
-    Container,
-    DamagedError,
-    Entry,
-    RandomFile,
-    check_size,
-    fails,
-    in_memory,
-)
+from fiqa_fast.gallery.sources.container import Container, DamagedError, Entry, RandomFile
 from fiqa_fast.gallery.sources.item import Opening
 from fiqa_fast.gallery.sources.keys import member_key
+from fiqa_fast.gallery.sources.table_rows import find_columns, named_images
 from fiqa_fast.gallery.text import brief, printable
 from fiqa_fast.images import open_regular
 
@@ -28,8 +20,6 @@ __all__ = ["TableSource", "open_table"]
 _FILE = b"ARROW1"  # at the start and the end of a file
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
 _ROWS = 8  # read at once: each may have the greatest length
-_IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
-_KEYS = ("__key__", "key", "path", "file_name", "filename", "image_path", "id", "image_id")
 
 
 class TableSource(Container):
@@ -47,9 +37,9 @@ class TableSource(Container):
         number = 0
         with _understood():
             schema, batches = self._open()
-            image, key = _columns(schema)
+            image, key = find_columns(schema)
             for batch in batches([image] if key is None else [image, key]):
-                for name, opener in _rows(batch, image, key):
+                for name, opener in named_images(batch, image, key):
                     yield (str(number) if name is None else member_key(name)), opener
                     number += 1
         # pyarrow takes the end of the file for the end of the table.
@@ -109,86 +99,12 @@ def _understood() -> Iterator[None]:
         raise DamagedError(f"damaged: {brief(error, 160)}") from error
 
 
-def _columns(schema: Any) -> tuple[str, str | None]:
-    """Return the names of the columns of images and of keys."""
-    import pyarrow
-
-    types = pyarrow.types
-
-    def holds_images(kind: Any) -> bool:
-        if types.is_struct(kind):
-            return any(
-                kind.field(i).name == "bytes" and _is_bytes(kind.field(i).type)
-                for i in range(kind.num_fields)
-            )
-        return _is_bytes(kind)
-
-    found = [field.name for field in schema if holds_images(field.type)]
-    named = [name for name in _IMAGES if name in found]
-    if not named and len(found) != 1:
-        wanted = "a column of encoded images: binary, or a struct with binary 'bytes'"
-        got = f"these to choose from: {brief(', '.join(found))}" if found else "none"
-        raise InputError(f"wanted {wanted}; got {got}; name it 'image'")
-    texts = {field.name for field in schema if _is_text(field.type)}
-    numbers = {field.name for field in schema if types.is_integer(field.type)}
-    keys = [name for name in _KEYS if name in texts or (name in numbers and "id" in name)]
-    return (named or found)[0], keys[0] if keys else None
-
-
-def _is_bytes(kind: Any) -> bool:
-    import pyarrow
-
-    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow
-
-    return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
-
-
-def _rows(batch: Any, image: str, key: str | None) -> Iterator[tuple[str | None, Any]]:
-    """Yield the name of each image, if it has one, and what opens it."""
-    import pyarrow
-
-    column = batch.column(batch.schema.get_field_index(image))
-    # Offsets come from the file: pyarrow follows them wherever they lead.
-    column.validate(full=False)
-    data, names = column, None
-    if pyarrow.types.is_struct(column.type):
-        fields = {column.type.field(i).name: i for i in range(column.type.num_fields)}
-        parts = column.flatten()
-        data = parts[fields["bytes"]]
-        path = fields.get("path")
-        names = parts[path] if path is not None and _is_text(parts[path].type) else None
-    other = batch.column(batch.schema.get_field_index(key)) if key is not None else None
-    for array in (data, names, other):
-        if array is not None:
-            array.validate(full=True)
-    for i in range(len(column)):
-        name = names[i].as_py() if names is not None else None
-        if name is None and other is not None:
-            name = other[i].as_py()
-        yield (None if name is None else str(name)), _opener(data[i])
-
-
-def _opener(value: Any) -> Any:
-    if not value.is_valid:
-        return fails("wanted an encoded image, got nothing")
-    buffer = value.as_buffer()
-    try:
-        check_size(len(buffer))
-    except ImageError as error:
-        return fails(str(error))
-    return in_memory(buffer.to_pybytes())
-
-
 def open_table(path: str, opening: Opening) -> TableSource:
     """Open a table, which has to have a column of images."""
     source = TableSource(path, opening)
     try:
         with _understood():
-            _columns(source._open()[0])
+            find_columns(source._open()[0])
     except (DamagedError, InputError) as error:
         raise InputError(f"{printable(path)}: {error}") from error
     return source

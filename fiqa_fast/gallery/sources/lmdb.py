@@ -10,37 +10,19 @@ that somebody writes to meanwhile is to be read when they are done.
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources.container import Container, DamagedError, Entry, RandomFile
 from fiqa_fast.gallery.sources.item import Opening
 from fiqa_fast.gallery.sources.keys import Distinct, member_key
+from fiqa_fast.gallery.sources.lmdb_pages import DUPLICATES, SUBTABLE, find_tree, leaves
 from fiqa_fast.gallery.text import printable
 
 __all__ = ["LmdbSource", "open_lmdb"]
 
-_MAGIC, _VERSION = 0xBEEFC0DE, 1
-_PAGE = struct.Struct("<QHHHH")  # number, padding, kind, end of the places, start of the nodes
-_META = struct.Struct("<IIQQ")  # magic, version, address, size of the map
-_TABLE = struct.Struct("<IHHQQQQQ")  # padding, flags, depth, pages of three kinds, entries, root
-_BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
-_KINDS = _BRANCH | _LEAF | _OVERFLOW
-_BIG, _SUBTABLE, _DUPLICATES = 0x01, 0x02, 0x04  # where a value stands; what it is
-_NOWHERE = 2**64 - 1
 _NOTES = frozenset((b"length", b"num-samples", b"num_samples", b"meta"))  # beside __len__ and such
-
-
-@dataclass(frozen=True, slots=True)
-class _Tree:
-    page: int  # bytes of a page
-    depth: int
-    entries: int
-    root: int
-    transaction: int
 
 
 class LmdbSource(Container):
@@ -48,7 +30,7 @@ class LmdbSource(Container):
 
     def count(self) -> int | None:
         """Return how many entries the environment says it has."""
-        return _tree(RandomFile(_data(self.path))).entries
+        return find_tree(RandomFile(_data(self.path))).entries
 
     def _distinct(self) -> Callable[[str], str]:
         # The keys are distinct; only two that had to be escaped may look alike.
@@ -57,110 +39,29 @@ class LmdbSource(Container):
 
     def _entries(self) -> Iterator[Entry]:
         file = RandomFile(_data(self.path))
-        tree = _tree(file)
-        for key, flags, offset, length in _leaves(file, tree):
+        tree = find_tree(file)
+        found = 0
+        for key, flags, offset, length in leaves(file, tree):
+            found += 1
             if key in _NOTES or (key.startswith(b"__") and key.endswith(b"__")):
                 self.skipped += 1
-            elif flags & (_SUBTABLE | _DUPLICATES):
+            elif flags & (SUBTABLE | DUPLICATES):
                 raise DamagedError("wanted one table of images, got tables within or duplicates")
             else:
                 name = member_key(os.fsdecode(key))
                 yield name, partial(file.image, offset, length)
+        if found != tree.entries:
+            raise DamagedError(f"damaged: wanted {tree.entries} entries, got {found}")
 
 
 def _data(path: str) -> str:
     return os.path.join(path, "data.mdb") if os.path.isdir(path) else path
 
 
-def _tree(file: RandomFile) -> _Tree:
-    """Return the table of images by the newer of the two meta pages."""
-    first = _meta(file, 0)
-    if first is None:
-        raise DamagedError("wanted an LMDB environment of format 1, got something else")
-    second = _meta(file, first.page)
-    return second if second is not None and second.transaction > first.transaction else first
-
-
-def _meta(file: RandomFile, offset: int) -> _Tree | None:
-    start = offset + _PAGE.size
-    if start + 136 > file.size:
-        return None
-    magic, version, _, _ = _META.unpack(file.read(start, _META.size))
-    if (magic, version) != (_MAGIC, _VERSION):
-        return None
-    tables = start + _META.size  # that of free pages, then the main one
-    page, *_ = _TABLE.unpack(file.read(tables, _TABLE.size))
-    _, _, depth, _, _, _, entries, root = _TABLE.unpack(file.read(tables + _TABLE.size, 48))
-    _, transaction = struct.unpack("<QQ", file.read(tables + 96, 16))
-    if page not in (2**n for n in range(8, 17)):
-        return None
-    return _Tree(page, depth, entries, root, transaction)
-
-
-def _leaves(file: RandomFile, tree: _Tree) -> Iterator[tuple[bytes, int, int, int]]:
-    """Yield key, flags, offset and length of each value, in order."""
-    left = file.size // tree.page  # a sound tree has each page once, a loop has no end
-    stack = [iter([tree.root])] if tree.root != _NOWHERE else []
-    while stack:
-        number = next(stack[-1], None)
-        if number is None:
-            stack.pop()
-            continue
-        left -= 1
-        if left < 0 or len(stack) > 32:
-            raise DamagedError("damaged: the pages form a loop")
-        kind, page = _page(file, tree, number)
-        if kind == _BRANCH:
-            stack.append(iter([_child(page, place) for place in _places(page)]))
-            continue
-        for place in _places(page):
-            yield _leaf(file, tree, number, page, place)
-
-
-def _page(file: RandomFile, tree: _Tree, number: int) -> tuple[int, bytes]:
-    if number >= file.size // tree.page:
-        raise DamagedError("damaged or cut off: a page beyond the end of the file")
-    page = file.read(number * tree.page, tree.page)
-    own, _, kind, _, _ = _PAGE.unpack_from(page)
-    if own != number or kind & _KINDS not in (_BRANCH, _LEAF):
-        raise DamagedError("damaged: wanted a page of the tree, got another")
-    return kind & _KINDS, page
-
-
-def _places(page: bytes) -> list[int]:
-    _, _, _, lower, _ = _PAGE.unpack_from(page)
-    if not _PAGE.size <= lower <= len(page):
-        raise DamagedError("damaged: a page with more entries than it has room for")
-    places = struct.unpack_from(f"<{(lower - _PAGE.size) // 2}H", page, _PAGE.size)
-    if any(place + 8 > len(page) for place in places):
-        raise DamagedError("damaged: an entry beyond the end of its page")
-    return list(places)
-
-
-def _child(page: bytes, place: int) -> int:
-    low, high, top, _ = struct.unpack_from("<HHHH", page, place)
-    return int(low | high << 16 | top << 32)
-
-
-def _leaf(
-    file: RandomFile, tree: _Tree, number: int, page: bytes, place: int
-) -> tuple[bytes, int, int, int]:
-    low, high, flags, key_length = struct.unpack_from("<HHHH", page, place)
-    length, start = low | high << 16, place + 8 + key_length
-    key = page[place + 8 : start]
-    if start + (8 if flags & _BIG else length) > len(page):
-        raise DamagedError("damaged: an entry beyond the end of its page")
-    if not flags & _BIG:
-        return key, flags, number * tree.page + start, length
-    (other,) = struct.unpack_from("<Q", page, start)
-    # What is wrong from here on concerns this image alone: reading it will say.
-    return key, flags, other * tree.page + _PAGE.size, length
-
-
 def open_lmdb(path: str, opening: Opening) -> LmdbSource:
     """Open an environment: its folder, or its file."""
     try:
-        _tree(RandomFile(_data(path)))
+        find_tree(RandomFile(_data(path)))
     except DamagedError as error:
         raise InputError(f"{printable(path)}: {error}") from error
     return LmdbSource(path, opening)

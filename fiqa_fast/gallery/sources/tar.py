@@ -6,110 +6,39 @@ from __future__ import annotations
 import gzip
 import os
 import sys
-import zlib
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, cast
 
-from fiqa_fast.errors import ImageError
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources.container import (
     Container,
     DamagedError,
     Entry,
     RandomFile,
-    check_size,
     fails,
-    in_memory,
     is_sidecar,
 )
 from fiqa_fast.gallery.sources.item import Opening
 from fiqa_fast.gallery.sources.keys import member_key
 from fiqa_fast.gallery.sources.tar_headers import BLOCK, is_header, read_members
+from fiqa_fast.gallery.sources.tar_tapes import FileTape, StreamTape, Tape
 from fiqa_fast.gallery.text import printable
 from fiqa_fast.images import describe, open_regular
 
 __all__ = ["StandardInput", "TarSource", "open_tar"]
 
 _GZIP = b"\x1f\x8b"
-_HEAD = 16
-Taken = tuple[Callable[[], bytes], Callable[[], BinaryIO]]  # the first bytes; all of them
-
-
-class _Tape(Protocol):
-    def read(self, n: int) -> bytes: ...
-    def skip(self, n: int) -> None: ...
-    def take(self, n: int) -> Taken: ...
-
-
-class _FileTape:
-    """A plain archive in a file: members are read when they are opened."""
-
-    def __init__(self, file: RandomFile) -> None:
-        self._file, self._offset = file, 0
-
-    def read(self, n: int) -> bytes:
-        data = self._file.read(self._offset, min(n, self._file.size - self._offset))
-        self._offset += len(data)
-        return data
-
-    def skip(self, n: int) -> None:
-        if n > self._file.size - self._offset:
-            raise DamagedError("the archive is cut off")
-        self._offset += n
-
-    def take(self, n: int) -> Taken:
-        start = self._offset
-        self.skip(n)
-        head = partial(self._file.read, start, min(n, _HEAD))
-        return head, partial(self._file.image, start, n)
-
-
-class _StreamTape:
-    """An archive that can only be read on: a member is read when it comes by."""
-
-    def __init__(self, stream: BinaryIO, start: bytes = b"") -> None:
-        self._stream, self._start = stream, start
-
-    def read(self, n: int) -> bytes:
-        data, self._start = self._start[:n], self._start[n:]
-        try:
-            return data + self._stream.read(n - len(data)) if len(data) < n else data
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DamagedError(f"the gzip data is damaged or cut off: {error}") from error
-
-    def peek(self, n: int) -> bytes:
-        self._start = self.read(max(n, BLOCK))
-        return self._start[:n]
-
-    def skip(self, n: int) -> None:
-        while n > 0:
-            data = self.read(min(n, 2**16))
-            if not data:
-                raise DamagedError("the archive is cut off")
-            n -= len(data)
-
-    def take(self, n: int) -> Taken:
-        try:
-            check_size(n)
-        except ImageError as error:
-            self.skip(n)
-            return bytes, fails(str(error))
-        data = self.read(n)
-        if len(data) < n:
-            raise DamagedError("the archive is cut off")
-        return lambda: data[:_HEAD], in_memory(data)
 
 
 class TarSource(Container):
     """Keys are the members' names. Links, devices and members that are no images are left out."""
 
-    def _tape(self) -> _Tape:
+    def _tape(self) -> Tape:
         with open_regular(self.path) as file:
             zipped = file.read(2) == _GZIP
         if zipped:
-            return _StreamTape(cast(BinaryIO, gzip.GzipFile(self.path)))
-        return _FileTape(RandomFile(self.path))
+            return StreamTape(cast(BinaryIO, gzip.GzipFile(self.path)))
+        return FileTape(RandomFile(self.path))
 
     def _entries(self) -> Iterator[Entry]:
         tape = self._tape()
@@ -132,13 +61,13 @@ class StandardInput(TarSource):
 
     def __init__(self, opening: Opening) -> None:
         super().__init__("standard input", opening)
-        stream = _StreamTape(sys.stdin.buffer)
+        stream = StreamTape(sys.stdin.buffer)
         if stream.peek(2) == _GZIP:
-            stream = _StreamTape(cast(BinaryIO, gzip.GzipFile(fileobj=cast(BinaryIO, stream))))
+            stream = StreamTape(cast(BinaryIO, gzip.GzipFile(fileobj=cast(BinaryIO, stream))))
         _check(self.path, stream.peek)
-        self._once: _StreamTape | None = stream
+        self._once: StreamTape | None = stream
 
-    def _tape(self) -> _Tape:
+    def _tape(self) -> Tape:
         if self._once is None:
             raise InputError("standard input can be read once only; store it in a file")
         tape, self._once = self._once, None
