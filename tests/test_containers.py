@@ -247,7 +247,7 @@ def sparse(pax: bool) -> bytes:
     header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
     header[482] = 1
     header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
-    return bytes(header) + bytes(1024)  # one more block of the map, then the bytes
+    return bytes(header) + bytes(512) + b"x" * 512  # one more block of the map, then the bytes
 
 
 @pytest.mark.parametrize("pax", [True, False])
@@ -304,6 +304,7 @@ def test_standard_input_that_is_no_archive(monkeypatch: pytest.MonkeyPatch, data
 def test_zips_with_something_before_and_after(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", IMAGES)
     path.write_bytes(b"#!/bin/sh\n" * 7 + path.read_bytes())
+    assert by_key(path) == IMAGES
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"x" * 60_000
     assert by_key(path) == IMAGES
@@ -446,6 +447,9 @@ def test_patterns_of_containers(tmp_path: Path) -> None:
     assert [key for key, _ in rows] == ["0.tar/a.jpg", "1.tar", "2.tar/a.jpg"]
     assert "wanted a tar archive" in str(rows[1][1])
     assert len(damages([source])) == 1
+    os.truncate(tmp_path / "2.tar", 1024)
+    assert [key for key, _ in read(source)][2:] == ["2.tar/a.jpg", "2.tar/(rest of 2.tar)"]
+    assert len(damages([source])) == 2
     write_parquet(tmp_path / "x.parquet", {"a.jpg": JPEG})
     sources = open_sources([f"{tmp_path}/*.tar", f"{tmp_path}/*.parquet"])
     assert next(iter(sources[1])).key == f"{tmp_path}/*.parquet/x.parquet/a.jpg"

@@ -7,6 +7,7 @@ import gzip
 import os
 import pickle
 import random
+import re
 import struct
 import tarfile
 import time
@@ -23,6 +24,7 @@ from containers import MAGIC, WRITERS, packed, record
 from fiqa_fast.errors import ImageError
 from fiqa_fast.gallery import InputError, open_sources
 from fiqa_fast.gallery.sources import MAX_IMAGE_BYTES, damages
+from fiqa_fast.gallery.sources.container import RandomFile
 
 JPEG = b"\xff\xd8\xff"
 IMAGES = {f"p{i // 4}/{i:02}.jpg": JPEG + bytes([i]) * (i * 277 % 2500) for i in range(10)}
@@ -127,15 +129,16 @@ def test_every_truncation(tmp_path: Path, name: str) -> None:
         assert good <= len(IMAGES)
 
 
+@pytest.mark.parametrize("left", [61_000, 100_000, 150_000])
 @pytest.mark.parametrize("name", [*WRITERS])
-def test_files_that_shrink_while_they_are_read(tmp_path: Path, name: str) -> None:
+def test_files_that_shrink_while_they_are_read(tmp_path: Path, name: str, left: int) -> None:
     images = {f"{i:05}.jpg": os.urandom(3000) for i in range(300)}
     path = WRITERS[name](tmp_path / name, images)
     (source,) = open_sources([path])
     errors = 0
     for number, item in enumerate(source):
         if number == 20:
-            os.truncate(path, 150_000)
+            os.truncate(path, left)
         try:
             item.open().close()
         except (ImageError, OSError):
@@ -303,3 +306,37 @@ def test_an_index_that_is_a_pipe(tmp_path: Path) -> None:
     (item,) = source
     assert item.key == "(rest of x.rec)"
     assert "no such file" in damages([source])[0]
+
+
+def test_reads_beyond_the_end(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"0123")
+    file = RandomFile(str(tmp_path / "x"))
+    assert file.read(1, 3) == b"123"
+    for offset, length in ((1, 4), (0, 2**62), (-1, 1), (1, -1), (2**70, 1), (4, 1)):
+        with pytest.raises(ImageError, match="the file ends before this image does"):
+            file.read(offset, length)
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.lmdb"])
+def test_fewer_members_than_there_should_be(tmp_path: Path, name: str) -> None:
+    path = WRITERS[name](tmp_path / name, IMAGES)
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"PK\5\6") + 10 if name == "x.zip" else 4096 + 16 + 24 + 48 + 32
+    assert data[place] == len(IMAGES)
+    data[place] += 1
+    path.write_bytes(data)
+    rows = rows_of(path)
+    assert re.match("damaged: wanted 11 .*, got 10", str(rows.pop(f"(rest of {name})")))
+    assert rows == IMAGES
+
+
+def test_offsets_that_lead_out_of_a_table(tmp_path: Path) -> None:
+    offsets = pyarrow.py_buffer(struct.pack("<4i", 0, 3, 100_000, 9))
+    buffers = [None, offsets, pyarrow.py_buffer(JPEG * 3)]
+    images = pyarrow.Array.from_buffers(pyarrow.binary(), 3, buffers)
+    batch = pyarrow.record_batch({"image": images})
+    path = tmp_path / "x.arrow"
+    with pyarrow.OSFile(str(path), "w") as file, pyarrow.ipc.new_stream(file, batch.schema) as out:
+        out.write_batch(batch)
+    (rest,) = rows_of(path).values()
+    assert str(rest).startswith("damaged: ")

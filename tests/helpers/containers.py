@@ -142,11 +142,12 @@ def write_lmdb(path: Path, images: Images) -> Path:
         low = struct.pack("<HHHH", number & 0xFFFF, number >> 16, 0, len(key))
         nodes.append(low + key)
     root = tree_page(1, nodes)
-    tables = struct.pack("<IHHQQQQQ", page, 0, 0, 0, 0, 0, 0, 2**64 - 1)
-    tables += struct.pack("<IHHQQQQQ", 0, 0, 2, 1, len(children), 0, len(entries), root)
+    free = struct.pack("<IHHQQQQQ", page, 0, 0, 0, 0, 0, 0, 2**64 - 1)
+    table = struct.pack("<IHHQQQQQ", 0, 0, 2, 1, len(children), 0, len(entries), root)
     for number in (0, 1):
         head = struct.pack("<QHHHH", number, 0, 8, 0, 0)
-        meta = struct.pack("<IIQQ", 0xBEEFC0DE, 1, 0, 2**20) + tables
+        # The first is of the time before anything was written.
+        meta = struct.pack("<IIQQ", 0xBEEFC0DE, 1, 0, 2**20) + free + (table if number else free)
         meta += struct.pack("<QQ", len(pages) - 1, number)
         pages[number] = (head + meta).ljust(page, b"\0")
     path.write_bytes(b"".join(pages))
