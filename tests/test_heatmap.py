@@ -374,7 +374,8 @@ def test_rows_of_heads_and_blocks(
 
 
 @pytest.mark.parametrize(
-    ("suffix", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("jpg", b"\xff\xd8")]
+    ("suffix", "start"),
+    [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("jpg", b"\xff\xd8"), ("svg", b"<?xml")],
 )
 def test_every_kind_of_sheet(
     cli: Any, gallery: Path, tmp_path: Path, suffix: str, start: bytes
@@ -383,6 +384,9 @@ def test_every_kind_of_sheet(
     path.write_bytes(b"old")  # a sheet replaces the one before
     assert cli("heatmap", gallery, "-o", path, "--limit", 1).status == 0
     assert path.read_bytes().startswith(start)
+    again = tmp_path / f"again.{suffix}"
+    assert cli("heatmap", gallery, "-o", again, "--limit", 1).status == 0
+    assert again.read_bytes() == path.read_bytes()
 
 
 def test_a_model_whose_patches_leave_a_remainder(cli: Any, gallery: Path, tmp_path: Path) -> None:
