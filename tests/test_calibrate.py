@@ -25,6 +25,7 @@ from fiqa_fast.calibrate.moments import Moments
 from fiqa_fast.calibrate.report import cheapest_exit
 from fiqa_fast.calibrate.subject import FaceViTSubject
 from fiqa_fast.degradations import degrade, random_degradation
+from fiqa_fast.gallery.errors import OutputError
 from fiqa_fast.models import state_dict_sha256
 from fiqa_fast.models.gauge import gauge_bytes
 
@@ -236,6 +237,19 @@ def test_file_round_trip(gauge: Gauge, tmp_path: Path) -> None:
     with pytest.raises(fiqa_fast.CheckpointError, match="finite"):
         save_gauge(broken, path)
     assert gauge_bytes(load_gauge(path)) == gauge_bytes(gauge)
+
+
+def test_a_full_disk_is_named(
+    gauge: Gauge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    path = tmp_path / "g.safetensors"
+    with pytest.raises(OutputError, match=r"g\.safetensors: cannot be written: No space left"):
+        save_gauge(gauge, path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_model_stays_as_it_is(model: FaceViT, images: torch.Tensor) -> None:
