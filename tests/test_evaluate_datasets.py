@@ -451,6 +451,18 @@ def test_columns_that_are_named(tmp_path: Path) -> None:
     assert "t.csv, line 2: wanted a finite number as note, got 'x'" in text
 
 
+def test_gaps_in_a_tables_scores(tmp_path: Path) -> None:
+    path = lines(tmp_path / "t.csv", "path,identity,q", "a,1,0.5", "b,1,", "c,2,nan")
+    assert "t.csv, line 3: wanted a finite number as q" in refusal(path)
+    scores = open_dataset(path, missing="worst").scores["q"]
+    assert scores.tolist() == [0.5, -np.inf, -np.inf]
+    with pytest.raises(InputError, match="wanted a finite number as q, got 'x'"):
+        open_dataset(
+            lines(tmp_path / "u.csv", "path,identity,q", "a,1,0.5", "b,1,x", "c,2,1.5"),
+            missing="worst",
+        )
+
+
 def test_damaged_tables(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("path,identity\nä,1\n".encode("latin-1"))
     assert "wanted text in UTF-8" in refusal(tmp_path / "a.csv")

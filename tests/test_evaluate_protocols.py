@@ -269,7 +269,7 @@ def test_what_the_trials_cannot_support_is_said() -> None:
         ({"protocols": "crfiqa"}, "got 'c'"),
         ({"fmr": [0.0]}, "between 0 and 1, got 0.0"),
         ({"fmr": []}, "at least one FMR"),
-        ({"limit": 1.0}, "limit must lie between 0 and 0.95"),
+        ({"limit": 1.0}, "limit must lie between 0.001 and 0.95"),
         ({"baseline": "other"}, "baseline must be one of q"),
         ({"draws": -1}, "draws must be 0 or more"),
     ],

@@ -197,7 +197,7 @@ def command(
         figures.check_figure(plot)
     files = [named(text)[1] for text in score_files]
     check_outputs((output, plot), (data, embeddings, matcher, *files))
-    dataset = open_dataset(data, root=root, columns=split(columns))
+    dataset = open_dataset(data, root=root, columns=split(columns), missing=missing)
     if max_impostors is not None and dataset.pairs is not None:
         raise InputError(f"{data}: --max-impostors goes with a set of which all pairs are compared")
     scores = gather_scores(dataset, score_files, missing)

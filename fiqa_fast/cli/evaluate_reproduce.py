@@ -139,7 +139,7 @@ def command(
     from fiqa_fast.evaluate.studies.reproduce import Settings
     from fiqa_fast.gallery.errors import InputError
 
-    dataset = open_dataset(data, root=root)
+    dataset = open_dataset(data, root=root, missing=missing)
     if dataset.items is None:
         raise InputError(f"{data}: wanted images to score, got paths without files; give --root")
     others = gather_scores(dataset, score_files, missing)

@@ -34,6 +34,7 @@ LIMIT = 0.3  # of the discarded share, as in the papers
 DRAWS = 1000
 # An error rate that rests on fewer errors says little: Doddington's rule of 30.
 RULE_OF_30 = 30
+_LEAST = 0.001  # a limit below which rounding would show
 _END = 0.95  # of the full area: the last share of crfiqa's grid
 
 
@@ -259,8 +260,8 @@ def check_options(
     for rate in (*fmr, *fnmr):
         if not 0 < rate < 1:
             raise ValueError(f"an FMR or FNMR must lie between 0 and 1, got {rate}")
-    if not 0 < limit <= _END:
-        raise ValueError(f"limit must lie between 0 and {_END}, got {limit}")
+    if not _LEAST <= limit <= _END:
+        raise ValueError(f"limit must lie between {_LEAST} and {_END}, got {limit}")
     if draws < 0:
         raise ValueError(f"draws must be 0 or more, got {draws}")
 

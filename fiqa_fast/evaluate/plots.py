@@ -18,6 +18,8 @@ __all__ = ["plot_curves"]
 _DASHES = ("-", "--", ":", "-.")
 # With more scores than these, one legend beside the panels leaves room for the curves.
 _MAX_IN_PANEL = 8
+# Its lines in a column, and inches of a mark and a letter.
+_LEGEND_LINES, _MARK, _LETTER = 25, 0.6, 0.055
 
 
 def plot_curves(comparison: Comparison) -> Figure:
@@ -27,9 +29,10 @@ def plot_curves(comparison: Comparison) -> Figure:
     crowded = len(methods) > _MAX_IN_PANEL
     columns = min(len(panels), 3)
     lines = -(-len(panels) // columns)
-    figure = new_figure(
-        4.2 * columns + 0.4, (3.4 + (0 if crowded else 0.17 * len(methods))) * lines + 0.6
-    )
+    legend_columns = -(-len(methods) // _LEGEND_LINES) if crowded else 0
+    legend_width = legend_columns * (_MARK + _LETTER * max(map(len, methods)))
+    legend_height = 0 if crowded else 0.17 * len(methods)  # below each panel
+    figure = new_figure(4.2 * columns + 0.4 + legend_width, (3.4 + legend_height) * lines + 0.6)
     axes = figure.subplots(lines, columns, squeeze=False)
     limit = float(str(comparison.facts["limit"]))
     for axis in axes.flat[len(panels) :]:
@@ -70,6 +73,6 @@ def plot_curves(comparison: Comparison) -> Figure:
             loc="outside right upper",
             fontsize=7,
             frameon=False,
-            ncols=-(-len(methods) // 25),
+            ncols=legend_columns,
         )
     return figure

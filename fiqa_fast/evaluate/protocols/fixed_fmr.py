@@ -43,17 +43,23 @@ class FixedFmrOutcome:
 
     def _fnmr(self, weights: npt.NDArray[np.int64]) -> Floats:  # [G] -> [K]
         """A pair of weight w counts as w equal pairs side by side."""
-        behind = np.concatenate([[0], np.cumsum(weights)])
-        wrong = np.concatenate([[0], np.cumsum(weights * self.failed)])
+        behind, wrong = _sums(weights), _sums(weights * self.failed)
         total = behind[-1]
         dropped = np.array([int(share * total) for share in self.shares])
         whole = np.searchsorted(behind, dropped, side="right") - 1  # pairs dropped as a whole
         part = dropped - behind[whole]
-        next_failed = np.append(self.failed, False)[whole]
+        next_failed = self.failed[np.minimum(whole, len(weights) - 1)]
         left = wrong[-1] - wrong[whole] - part * next_failed
         with np.errstate(invalid="ignore"):
             fnmr: Floats = left / (total - dropped)
         return fnmr
+
+
+def _sums(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:  # [G] -> [G + 1]
+    """The sums of the first 0, 1 .. G values."""
+    sums = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(values, out=sums[1:])
+    return sums
 
 
 def fixed_fmr(

@@ -25,7 +25,11 @@ _WANTED = (
 
 
 def open_dataset(
-    path: StrPath, *, root: StrPath | None = None, columns: Sequence[str] | None = None
+    path: StrPath,
+    *,
+    root: StrPath | None = None,
+    columns: Sequence[str] | None = None,
+    missing: str = "refuse",
 ) -> Dataset:
     """Open an evaluation set.
 
@@ -38,6 +42,7 @@ def open_dataset(
         root: where the paths of a list or table start (default: its own folder). Without images
             there, ``items`` is None if ``root`` is not given, and an error if it is.
         columns: a table's score columns, by default every one with a number that is not whole.
+        missing: empty cells in these: ``"refuse"`` raises, ``"worst"`` gives the score -inf.
 
     Raises:
         InputError: there is no such set, something is missing or damaged, or an option does not
@@ -61,7 +66,7 @@ def open_dataset(
         _check_options(where, root, columns)
         return open_pair_set(path)
     if suffix in TABLES:
-        return open_table(path, root, columns)
+        return open_table(path, root, columns, missing)
     raise InputError(f"{where}: wanted {_WANTED}")
 
 
