@@ -133,9 +133,8 @@ def sentences(found: dict[str, Row], depth: int) -> list[str]:
 
     blocks = range(1, depth + 1)
 
-    def listed(label: str) -> str:
-        numbers = [str(b) for b in blocks if verdict(of(label, b)) == RANKS]
-        return ", ".join(numbers) if numbers else "none"
+    def clearly(label: str) -> str:
+        return named([b for b in blocks if verdict(of(label, b)) == RANKS])
 
     turned = [b for b in blocks if of(REVERSED, b).pauc_ratio < of(THEIRS, b).pauc_ratio]
     best = min(blocks, key=lambda b: of(OURS, b).pauc_ratio)
@@ -145,19 +144,26 @@ def sentences(found: dict[str, Row], depth: int) -> list[str]:
     fused = min(fusions.values())
     return [
         f"The **published mean** {verdict(of(THEIRS, depth))} at the last block "
-        f"({cell(of(THEIRS, depth))}); clearly at blocks {listed(THEIRS)}, and with its sign "
-        f"reversed it is better at blocks {', '.join(map(str, turned)) or 'none'}.",
+        f"({cell(of(THEIRS, depth))}); clearly at {clearly(THEIRS)}, and with its sign "
+        f"reversed it is better at {named(turned)}.",
         f"The **calibrated mean** {verdict(of(OURS, depth))} at the last block "
-        f"({cell(of(OURS, depth))}); clearly at blocks {listed(OURS)}. Block 4, which needs three "
+        f"({cell(of(OURS, depth))}); clearly at {clearly(OURS)}. Block 4, which needs three "
         f"blocks to run, has {cell(of(OURS, 4))}, block 2, which needs one, {cell(of(OURS, 2))}.",
         f"The **centred variance** {verdict(of(VARIANCE, depth))} at the last block "
-        f"({cell(of(VARIANCE, depth))}); clearly at blocks {listed(VARIANCE)}.",
+        f"({cell(of(VARIANCE, depth))}); clearly at {clearly(VARIANCE)}.",
         f"Fusing the calibrated exits {'helps' if fused < alone else 'does not help'}: uniform "
         f"{fusions['uniform']:.3f}, by depth {fusions['depth']:.3f}, the best exit alone ({best}) "
         f"{alone:.3f}.",
         f"{CONTROLS[0]}, a network trained for quality, has {cell(control)}: the built-in model "
         f"{'reaches' if alone <= control.pauc_ratio else 'does not reach'} it.",
     ]
+
+
+def named(blocks: list[int]) -> str:
+    """Blocks by their numbers, in a sentence."""
+    if not blocks:
+        return "no block"
+    return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
 
 
 def page(

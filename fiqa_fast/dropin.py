@@ -222,7 +222,7 @@ def _gauge_rows(
         )
     gauge = gauge if isinstance(gauge, Gauge) else load_gauge(gauge)
     width = gauge.query_weight.shape[1] if site.width is None else site.width
-    check_gauge(gauge, vit, site.stack.depth, width)
+    check_gauge(gauge, vit, site.stack.depth, width, site.architecture)
     return tuple(gauge.row(block) for block in range(1, site.stack.depth + 1))
 
 

@@ -13,7 +13,7 @@ from fiqa_fast.gallery.errors import OutputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["check_figure", "need_matplotlib", "new_figure", "save_figure"]
+__all__ = ["check_figure", "need_matplotlib", "new_figure", "rendered", "save_figure"]
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -41,12 +41,17 @@ def new_figure(width: float, height: float) -> Figure:
 def save_figure(figure: Figure, path: str) -> None:
     """Write a figure, its kind chosen by suffix; the same figure is the same file."""
     check_figure(path)
+    kind = check_suffix(path, _SUFFIXES).removeprefix(".")
+    write_atomically(path, rendered(figure, kind, dpi=150))
+
+
+def rendered(figure: Figure, kind: str, dpi: int, **options: Any) -> bytes:
+    """The bytes of a figure as a file of this kind (svg, pdf, png, ..): the same every time."""
     import matplotlib
 
-    kind = check_suffix(path, _SUFFIXES).removeprefix(".")
     # The date and random identifiers would differ between two runs.
     metadata: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "fiqa_fast"}):
-        figure.savefig(content, format=kind, dpi=150, metadata=metadata.get(kind, {}))
-    write_atomically(path, content.getvalue())
+        figure.savefig(content, format=kind, dpi=dpi, metadata=metadata.get(kind), **options)
+    return content.getvalue()

@@ -12,10 +12,12 @@ Codes = npt.NDArray[np.int64]
 
 
 def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Correlation of the ranks of ``a`` [n] and ``b`` [n]; NaN where one of them is constant."""
+    """Correlation of the ranks of ``a`` [n] and ``b`` [n]; NaN where one is constant or has NaN."""
     first, second = codes(a), codes(b)
     if first.shape != second.shape:
         raise ValueError(f"wanted sequences of one length, got {len(first)} and {len(second)}")
+    if any(np.isnan(np.asarray(values, np.float64)).any() for values in (a, b)):
+        return float("nan")
     return weighted_spearman(first, second, np.ones(len(first), np.int64))
 
 

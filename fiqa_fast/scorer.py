@@ -316,7 +316,10 @@ def _resolve_gauge(
         )
     if not isinstance(gauge, Gauge):
         gauge = load_gauge(gauge)
-    check_gauge(gauge, model, model.config.depth, model.config.embed_dim, state_sha256)
+    config = model.config
+    check_gauge(
+        gauge, model, config.depth, config.embed_dim, dataclasses.asdict(config), state_sha256
+    )
     return gauge
 
 

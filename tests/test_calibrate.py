@@ -25,6 +25,7 @@ from fiqa_fast.calibrate.moments import Moments
 from fiqa_fast.calibrate.report import cheapest_exit
 from fiqa_fast.calibrate.subject import FaceViTSubject
 from fiqa_fast.degradations import degrade, random_degradation
+from fiqa_fast.gallery.errors import OutputError
 from fiqa_fast.models import state_dict_sha256
 from fiqa_fast.models.gauge import gauge_bytes
 
@@ -100,7 +101,7 @@ def test_ridge_equals_least_squares(strength: float) -> None:
     moments.add(rows)
     held_back.add(other)
     for block in range(2):
-        (got,) = ridge.fit(moments, block, torch.tensor([strength], dtype=torch.float64))
+        (got,) = ridge.fit(moments, block, [strength])
         weight, offset = numpy_ridge(rows[:, block].numpy(), strength)
         assert np.allclose(got.weight, weight, rtol=1e-8)
         assert math.isclose(got.offset, offset, rel_tol=1e-8)
@@ -131,7 +132,7 @@ def test_a_feature_that_does_not_vary_gets_no_weight() -> None:
     rows[..., 1] = 12345.678
     moments = Moments.around(rows[0])
     moments.add(rows)
-    (got,) = ridge.fit(moments, 0, torch.tensor([1e-3], dtype=torch.float64))
+    (got,) = ridge.fit(moments, 0, [1e-3])
     weight, _ = numpy_ridge(rows[:, 0, [0, 2, 3, 4, 5]].numpy(), 1e-3)
     assert got.weight[1] == 0
     assert np.allclose(got.weight[[0, 2, 3, 4]], weight, rtol=1e-6)
@@ -230,11 +231,25 @@ def test_file_round_trip(gauge: Gauge, tmp_path: Path) -> None:
         assert torch.equal(getattr(read, name), getattr(gauge, name))
     assert (read.hash, read.model_sha256) == ("state_dict", gauge.model_sha256)
     assert read.notes == json.loads(json.dumps(gauge.notes))
+    assert read.architecture == gauge.architecture
     assert gauge_bytes(read) == path.read_bytes()
     broken = fiqa_fast.Gauge(gauge.scale, gauge.query_weight, gauge.offset * math.nan, "0")
     with pytest.raises(fiqa_fast.CheckpointError, match="finite"):
         save_gauge(broken, path)
     assert gauge_bytes(load_gauge(path)) == gauge_bytes(gauge)
+
+
+def test_a_full_disk_is_named(
+    gauge: Gauge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    path = tmp_path / "g.safetensors"
+    with pytest.raises(OutputError, match=r"g\.safetensors: cannot be written: No space left"):
+        save_gauge(gauge, path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_model_stays_as_it_is(model: FaceViT, images: torch.Tensor) -> None:
@@ -256,6 +271,18 @@ def test_threads_and_workers_change_no_bit(
     assert gauge_bytes(fit_gauge(model, images, seed=1)) != gauge_bytes(gauge)
     arrays = [image.permute(1, 2, 0).numpy() for image in images]
     assert gauge_bytes(fit_gauge(model, arrays)) == gauge_bytes(gauge)
+
+
+def test_torch_s_defaults_change_no_bit(model: FaceViT, images: torch.Tensor, gauge: Gauge) -> None:
+    before = torch.get_default_dtype()
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            assert gauge_bytes(fit_gauge(model, images)) == gauge_bytes(gauge)
+        finally:
+            torch.set_default_dtype(before)
+    with torch.device("meta"):
+        assert gauge_bytes(fit_gauge(model, images)) == gauge_bytes(gauge)
 
 
 def test_copies_do_not_depend_on_order_or_company(model: FaceViT, images: torch.Tensor) -> None:
@@ -351,6 +378,9 @@ def test_images_of_other_kinds(model: FaceViT, images: torch.Tensor, tmp_path: P
     for wrong in (images.float(), images[0], "crops/", 3):
         with pytest.raises(fiqa_fast.ImageError, match="images must be"):
             fit_gauge(model, wrong)  # type: ignore[arg-type]
+    # Resized, floats from 0 to 1 would all but vanish.
+    with pytest.raises(fiqa_fast.ImageError, match="stack them"):
+        fit_gauge(model, [image.float()[:, :40] / 255 for image in images])
     paths: list[Any] = [face(tmp_path / f"{i}.png", i, 56) for i in range(30)]
     paths[3].write_bytes(b"no image")
     with pytest.warns(UserWarning, match=r"leaves out image 3: .*3\.png"):
@@ -489,15 +519,46 @@ def test_command_equals_the_function(
         (("-o", "missing/g"), "folder"),
         (("--device", "cuda:99"), "device"),
         (("-o", "{folder}/00.png"), "is no gauge"),
+        (("-o", "{model}", "--overwrite"), "this is an input too"),
+        (("--report", "{model}"), "this is an input too"),
+        (("-o", "{folder}/../g", "--report", "{folder}/../g"), "this is another output too"),
+        (("--within", "nan"), "--within"),
         (("--model", "starter"), "say where yours goes, with -o"),
     ],
 )
 def test_command_refuses(
     cli: Any, checkpoint: Path, folder: Path, options: tuple[str, ...], text: str
 ) -> None:
-    options = tuple(option.format(folder=folder) for option in options)
+    options = tuple(option.format(folder=folder, model=checkpoint) for option in options)
+    before = checkpoint.read_bytes()
     message = one_line_error(cli("calibrate", folder, "--model", checkpoint, *options))
     assert text in message
+    assert checkpoint.read_bytes() == before
+
+
+def test_another_number_of_heads_is_another_fit(
+    cli: Any, model: FaceViT, folder: Path, tmp_path: Path
+) -> None:
+    """Weights do not show it, nor does this file."""
+    path = tmp_path / "bare.safetensors"
+    told = {name: value for name, value in CONFIG.items() if name != "num_heads"}
+    save_file(model.state_dict(), path, {"architecture": json.dumps(told)})
+
+    def run(heads: int) -> Any:
+        given = ("--architecture", f"num_heads={heads}")
+        return cli("calibrate", folder, "--model", path, *given, "--quiet")
+
+    assert run(2).status == 0
+    assert Scorer(fiqa_fast.load_model(path, {"num_heads": 2})).gauge is not None
+    assert "differs in architecture" in one_line_error(run(4))
+    with pytest.raises(fiqa_fast.CheckpointError, match="num_heads 2, and this model has 4"):
+        Scorer(fiqa_fast.load_model(path, {"num_heads": 4}))
+
+
+def test_names_of_several_lines(cli: Any, checkpoint: Path, folder: Path) -> None:
+    (folder / "two\nlines.png").write_bytes(b"")
+    outcome = cli("calibrate", folder, "--model", checkpoint, "--copies", "4", "--quiet")
+    assert outcome.err.startswith("two\\nlines.png: wanted a JPEG")
 
 
 KILLED = """

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import one_line_error
 
 import fiqa_fast
 from fiqa_fast.cli.options import OUTPUTS, parse_architecture
@@ -91,6 +92,13 @@ def test_bench(cli: Any, gallery: Path, tmp_path: Path, with_images: bool) -> No
         assert entry["ratio"] == pytest.approx(rates[0] / rates[1])
         assert min(rates) > 0
     assert "images/s" in outcome.out
+
+
+def test_bench_overwrites_no_model(cli: Any, tmp_path: Path) -> None:
+    model = tmp_path / "vit.safetensors"
+    model.write_bytes(b"weights")
+    message = one_line_error(cli("bench", "--model", model, "-o", model))
+    assert "this is an input too, and would be overwritten" in message
 
 
 def test_the_outputs_of_the_help_are_those_of_the_scorer() -> None:

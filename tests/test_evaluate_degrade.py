@@ -61,6 +61,8 @@ def test_spearman_with_ties_is_scipys(distinct: int) -> None:
         assert spearman(a, -b / 7) == pytest.approx(-spearman(a, b), abs=1e-12)
     assert math.isnan(spearman([1, 1, 1], [1, 2, 3]))
     assert math.isnan(spearman([], []))
+    assert math.isnan(spearman([1, math.nan, 3], [1, 2, 3]))
+    assert spearman([-math.inf, 0, math.inf], [1, 2, 3]) == pytest.approx(1)
     with pytest.raises(ValueError, match="of one length, got 2 and 3"):
         spearman([1, 2], [1, 2, 3])
 

@@ -283,3 +283,18 @@ def test_models_that_cannot_be_read():
         fit_gauge(with_quality(build("timm vit")), crops())
     gauge = fit_gauge(build("arcface_torch vit"), crops(), copies=8, image_size=SIZE)
     assert gauge.scale.shape == (DEPTH,)
+
+
+def test_other_heads_of_the_same_weights():
+    torch.manual_seed(0)
+    gauge = fit_gauge(timm_vit(), crops(), copies=8)
+    torch.manual_seed(0)
+    with pytest.raises(fiqa_fast.CheckpointError, match="num_heads 4, and this model has 8"):
+        with_quality(timm_vit(num_heads=8), gauge=gauge)
+
+
+def test_torch_s_default_device():
+    model, pixels = build("timm vit"), crops()
+    gauge = fit_gauge(model, pixels, copies=8)
+    with torch.device("meta"):
+        assert fit_gauge(model, pixels, copies=8).sha256() == gauge.sha256()

@@ -173,6 +173,9 @@ def test_unreadable(tmp_path: Path) -> None:
         load_gauge(write(tmp_path / "h.safetensors"))
     with pytest.raises(CheckpointError, match="hash"):
         load_gauge(write(tmp_path / "i.safetensors", model_sha256="x", hash="md5"))
+    for text in ("[]", "{"):
+        with pytest.raises(CheckpointError, match="architecture metadata must be a JSON object"):
+            load_gauge(write(tmp_path / "j.safetensors", model_sha256="x", architecture=text))
 
 
 def test_file_sha256(tmp_path: Path) -> None:

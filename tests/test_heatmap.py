@@ -374,7 +374,8 @@ def test_rows_of_heads_and_blocks(
 
 
 @pytest.mark.parametrize(
-    ("suffix", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("jpg", b"\xff\xd8")]
+    ("suffix", "start"),
+    [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("jpg", b"\xff\xd8"), ("svg", b"<?xml")],
 )
 def test_every_kind_of_sheet(
     cli: Any, gallery: Path, tmp_path: Path, suffix: str, start: bytes
@@ -383,6 +384,9 @@ def test_every_kind_of_sheet(
     path.write_bytes(b"old")  # a sheet replaces the one before
     assert cli("heatmap", gallery, "-o", path, "--limit", 1).status == 0
     assert path.read_bytes().startswith(start)
+    again = tmp_path / f"again.{suffix}"
+    assert cli("heatmap", gallery, "-o", again, "--limit", 1).status == 0
+    assert again.read_bytes() == path.read_bytes()
 
 
 def test_a_model_whose_patches_leave_a_remainder(cli: Any, gallery: Path, tmp_path: Path) -> None:
@@ -507,6 +511,7 @@ def test_hostile_keys_write_nothing_outside(cli: Any, gallery: Path, tmp_path: P
         (["in", "-o", "s.png", "--vmin", "2", "--vmax", "1"], "--vmin must be below --vmax"),
         (["in", "-o", "s.png", "--vmin", "99"], "the scale would run from 99 to"),
         (["in", "-o", "s.png", "--vmax", "inf"], "wanted a finite number"),
+        (["in", "-o", "s.png", "--vmin", "-1e300"], "wanted a finite number"),
         (["in", "-o", "s.png", "--vmin", "1", "--scale", "image"], "--vmin belongs to --scale set"),
         (["in", "-o", "s.png", "--per", "patch"], "--per"),
         (["in", "-o", "s.png", "--best", "0"], "--best"),
@@ -565,6 +570,18 @@ def test_a_run_that_fails_leaves_nothing(
     outcome = cli("heatmap", gallery, "-o", tmp_path / "out", "--quiet")
     assert "No space left on device" in one_line_error(outcome)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_temporary_folder_is_named(
+    cli: Any, gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Path("/dev/full")  # as a disk would: the error comes when a buffer is flushed
+    if not full.exists():
+        pytest.skip("there is no /dev/full")
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full.open("r+b"))
+    outcome = cli("heatmap", gallery, "-o", tmp_path / "s.png", "--quiet")
+    message = one_line_error(outcome)
+    assert "(no space left on device); name a folder with room in TMPDIR" in message
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -52,6 +52,7 @@ def test_gauge_of_another_model_is_refused():
         ({"depth": 3}, "wanted query_weight"),
         ({"model_sha256": "0" * 64}, "belongs to another model"),
         ({"hash": "file"}, "this one has no file"),
+        ({"architecture": {"num_heads": 8}}, "num_heads 8, and this model has 4"),
     ):
         with pytest.raises(fiqa_fast.CheckpointError, match=text):
             with_quality(model, gauge=gauge_for(model, **changes))

@@ -76,6 +76,11 @@ class AttentionSite:
         """All heads' queries side by side; None where only an adapter knows."""
         return None if self.form is None else self.form.num_heads * self.form.head_dim
 
+    @property
+    def architecture(self) -> dict[str, int]:
+        """What a gauge depends on beside the weights; empty where only an adapter knows."""
+        return {} if self.form is None else {"num_heads": self.form.num_heads}
+
     def tokens(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The attention's input y [B, N, D]."""
         y = self._given(args, kwargs)

@@ -68,7 +68,8 @@ def fit_gauge(
         clean_share: share of the copies that are left as they are, 0 to below 1.
         types: of degradations, see :data:`fiqa_fast.degradations.TYPES`.
         seed: of all that is random. Copies depend on it and on an image's place in ``images``
-            alone: neither threads nor batches change a bit.
+            alone. Neither threads nor batches change a bit of a :class:`FaceViT`'s gauge; others
+            run as torch runs them, whose last bits may change with the number of threads.
         dtype: of the blocks' products, for :class:`FaceViT`; others compute in their own.
         device: for :class:`FaceViT`; others run where they are.
         preprocess: other ViTs only: from uint8 [B, 3, S, S] on the CPU to what the model takes;
@@ -119,6 +120,11 @@ class _Crops:
             raise ImageError(
                 "images must be a uint8 tensor [N, 3, H, W] or a list of paths, PIL images or "
                 f"uint8 arrays [H, W, 3], got {type(images).__name__}"
+            )
+        elif any(isinstance(image, Tensor) for image in images):
+            raise ImageError(
+                "images must be paths, PIL images or uint8 arrays [H, W, 3], got a list with "
+                "tensors: stack them to one, uint8 [N, 3, H, W]"
             )
         self.images = images
 

@@ -57,6 +57,7 @@ def plan(subject: Subject, drawing: Drawing, images: str) -> dict[str, Any]:
     """Everything that decides a gauge's bytes, on one kind of machine; ``images`` names them."""
     return {
         "model": subject.model_sha256,
+        "architecture": subject.architecture,
         **subject.describe,
         **dataclasses.asdict(drawing),
         "images": images,
@@ -128,4 +129,12 @@ def _gauge(subject: Subject, drawing: Drawing, gathered: Gathered) -> Gauge:
         "rows_ranked": len(gathered.sample.lots),
         "blocks": blocks,
     }
-    return Gauge(scale, query_weight, offset, subject.model_sha256, subject.hash, notes=notes)
+    return Gauge(
+        scale,
+        query_weight,
+        offset,
+        subject.model_sha256,
+        subject.hash,
+        architecture=subject.architecture,
+        notes=notes,
+    )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class ForeignSubject:
         self._embedding = MeanPatchToken(self._twin, sites[-1])
         self._of_output = embedding
         self.depth = len(sites)
+        self.architecture: Mapping[str, Any] = sites[-1].architecture
         self.model_sha256, self.hash = state_dict_sha256(model), "state_dict"
         self.describe = {
             "embedding": "mean patch token" if embedding is None else "of the model's output",
@@ -57,9 +58,12 @@ class ForeignSubject:
             "dtype": str(parameter.dtype).removeprefix("torch."),
         }
         try:  # noise: a blank image would not tell one token from another
-            generator = torch.Generator().manual_seed(0)
-            noise = torch.randint(0, 256, (2, 3, self.size, self.size), generator=generator)
-            first = self.observe(noise.to(torch.uint8))
+            generator = torch.Generator("cpu").manual_seed(0)
+            shape = (2, 3, self.size, self.size)
+            noise = torch.randint(
+                0, 256, shape, generator=generator, dtype=torch.uint8, device="cpu"
+            )
+            first = self.observe(noise)
         except UnsupportedModelError:
             raise
         except Exception as error:

@@ -119,14 +119,15 @@ def _add(gathered: Gathered, images: list[Copies], rows: Tensor, seed: int) -> N
     if gathered.fitting is None or gathered.held_back is None:
         origin = rows.mean((0, 1))
         gathered.fitting, gathered.held_back = Moments.around(origin), Moments.around(origin)
-    held = torch.tensor([image.place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1 for image in images])
+    places = np.array([image.place for image in images])
+    held = torch.from_numpy(places % HELD_BACK_EVERY == HELD_BACK_EVERY - 1)
     gathered.fitting.add(rows[~held].flatten(0, 1))
     gathered.held_back.add(rows[held].flatten(0, 1))
     keys = [image.key for image, out in zip(images, held.tolist(), strict=True) if out]
     if keys:
         copies = range(rows.shape[1])
         lots = [_lot(seed, key, copy) for key in keys for copy in copies]
-        gathered.sample.add(torch.tensor(lots), rows[held].flatten(0, 1))
+        gathered.sample.add(torch.tensor(lots, device="cpu"), rows[held].flatten(0, 1))
 
 
 def _lot(seed: int, key: str, copy: int) -> int:

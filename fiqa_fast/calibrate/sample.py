@@ -20,7 +20,8 @@ class RowSample:
 
     @classmethod
     def empty(cls, L: int, V: int) -> RowSample:
-        return cls(torch.zeros(0, dtype=torch.int64), torch.zeros(0, L, V))
+        lots = torch.zeros(0, dtype=torch.int64, device="cpu")
+        return cls(lots, torch.zeros(0, L, V, dtype=torch.float32, device="cpu"))
 
     def add(self, lots: Tensor, rows: Tensor) -> None:  # [R], [R, L, V]
         if len(self.lots) == SAMPLE_ROWS:  # most rows are out from the start

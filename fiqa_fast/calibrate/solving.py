@@ -40,7 +40,7 @@ def solve(gathered: Gathered) -> tuple[Tensor, Tensor, Tensor, list[dict[str, An
     weights, offsets, report = [], [], []
     for block in range(depth):
         trial, score = ridge.choose(fitting, held_back, block)
-        (final,) = ridge.fit(together, block, torch.tensor([trial.strength]).double())
+        (final,) = ridge.fit(together, block, [trial.strength])
         weight = final.weight.float()
         mean = together.mean(block)
         weights.append(weight)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ class Subject(Protocol):
     width: int  # D, all heads' queries side by side
     model_sha256: str
     hash: str  # "file" or "state_dict"
+    architecture: Mapping[str, Any]  # what the weights do not show
     describe: dict[str, str]  # what else decides the values
 
     def observe(self, pixels: Tensor) -> Observation:  # uint8 RGB [B, 3, S, S]
@@ -53,6 +56,7 @@ class FaceViTSubject:
             and model.checkpoint_state_sha256 == state
             and model.checkpoint_config == config
         )
+        self.architecture: Mapping[str, Any] = dataclasses.asdict(config)
         self.hash = "file" if as_the_file_says else "state_dict"
         self.model_sha256 = (as_the_file_says and model.checkpoint_sha256) or state
         place = resolve_device(device)

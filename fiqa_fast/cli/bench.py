@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fiqa_fast.cli.options import load, model_options, quiet_pillow, split
+from fiqa_fast.cli.options import (
+    check_outputs,
+    device_options,
+    load,
+    model_options,
+    quiet_pillow,
+    split,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -48,14 +55,7 @@ _DISTINCT_BATCHES = 4
     metavar="N",
     help="Timed batches of each kind, after two to warm up.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="auto|cpu|cuda|cuda:N",
-    help="Where to compute; auto takes a GPU if there is one.",
-)
+@device_options
 @click.option("-o", "--output", metavar="FILE.json", help="Write the numbers as JSON as well.")
 def command(
     inputs: tuple[str, ...],
@@ -91,6 +91,7 @@ def command(
         from fiqa_fast.gallery.atomic import check_target
 
         check_target(output)
+        check_outputs([output], (model, *inputs))
     loaded = load(model, architecture)
     import torch
 

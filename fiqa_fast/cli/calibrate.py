@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fiqa_fast.cli.options import load, model_options, quiet_pillow, split
+from fiqa_fast.cli.options import (
+    check_outputs,
+    device_options,
+    dtype_option,
+    input_options,
+    load,
+    model_options,
+    quiet_pillow,
+    split,
+)
 
 if TYPE_CHECKING:
     from fiqa_fast.calibrate.state import StateFile
@@ -52,27 +62,9 @@ __all__ = ["command"]
     help="Degradations: gblur, mblur, down, jpeg, noise, dark, occl (default: all).",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the degradations.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Arithmetic of the model.",
-)
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="auto|cpu|cuda|cuda:N",
-    help="Where to compute; auto takes a GPU if there is one.",
-)
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
-@click.option(
-    "--root",
-    metavar="DIR",
-    help="Where the relative paths of list files start (default: the list's own folder).",
-)
-@click.option("--ext", metavar="jpg,png,...", help="Take only these suffixes from folders.")
+@dtype_option("float32")
+@device_options
+@input_options
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N images.")
 @click.option("--report", metavar="FILE.json", help="Write how it was fitted, and how well.")
 @click.option(
@@ -121,9 +113,13 @@ def command(
     """
     quiet_pillow()
     from fiqa_fast.gallery.atomic import check_target, write_atomically
+    from fiqa_fast.gallery.sinks import text_key
     from fiqa_fast.gallery.sources import open_sources
 
+    if math.isnan(within):
+        raise click.BadParameter("wanted a number from 0, got nan", param_hint="--within")
     target = _target(output, model)
+    check_outputs((target, report), (model, *inputs))
     for path in (target, report):
         if path is not None:
             check_target(path)
@@ -160,7 +156,7 @@ def command(
         map(crop_of, items()),
         drawn,
         progress=progress,
-        on_error=lambda key, error: progress.tell(f"{key}: {error}; left out"),
+        on_error=lambda key, error: progress.tell(f"{text_key(key)}: {error}; left out"),
         state=state,
     )
     gauge.notes["plan"] = state.plan  # type: ignore[index]

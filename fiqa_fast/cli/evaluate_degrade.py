@@ -11,7 +11,15 @@ import click
 
 from fiqa_fast.cli.errors import STRICT
 from fiqa_fast.cli.group import version
-from fiqa_fast.cli.options import load, model_options, quiet_pillow, scorer_options, split
+from fiqa_fast.cli.options import (
+    dtype_option,
+    input_options,
+    load,
+    model_options,
+    quiet_pillow,
+    scorer_options,
+    split,
+)
 
 if TYPE_CHECKING:
     from fiqa_fast.degradations import Pixels
@@ -55,19 +63,8 @@ TYPES = ("gblur", "mblur", "down", "jpeg", "noise", "dark", "occl")
 )
 @model_options
 @scorer_options
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Arithmetic of the model.",
-)
-@click.option(
-    "--root",
-    metavar="DIR",
-    help="Where the relative paths of list files start (default: the list's own folder).",
-)
-@click.option("--ext", metavar="jpg,png,...", help="Take only these suffixes from folders.")
+@dtype_option("auto")
+@input_options
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any image was left out.")
 @click.option("--quiet", is_flag=True, help="No progress and no summary; errors only.")
 def command(

@@ -19,7 +19,14 @@ from fiqa_fast.cli.evaluation import (
     refusing,
     tell_unscored,
 )
-from fiqa_fast.cli.options import load, model_options, named, quiet_pillow
+from fiqa_fast.cli.options import (
+    device_options,
+    dtype_option,
+    load,
+    model_options,
+    named,
+    quiet_pillow,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,18 +59,8 @@ __all__ = ["command"]
     metavar="auto|none|PATH",
     help="auto: our calibrated scores as well where the model comes with a gauge.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Arithmetic of the model.",
-)
-@click.option(
-    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N",
-    help="Where to compute.",
-)  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
+@dtype_option("float32")
+@device_options
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
     help="Images per batch; scores do not depend on it.",

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fiqa_fast.cli.options import F, named, rates
+from fiqa_fast.cli.options import F, check_outputs, named, rates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,16 +85,6 @@ def refusing() -> Iterator[None]:
         yield
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-
-
-def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -> None:
-    """Raise :class:`OutputError` where an output would overwrite an input."""
-    from fiqa_fast.gallery.errors import OutputError
-
-    read = {os.path.realpath(path) for path in inputs if path is not None}
-    for path in outputs:
-        if path is not None and os.path.realpath(path) in read:
-            raise OutputError(f"{path}: this is an input too, and would be overwritten")
 
 
 def gather_scores(dataset: Dataset, texts: Iterable[str], missing: str) -> Scores:

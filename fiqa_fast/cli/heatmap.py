@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+# Near the end of float32, in which maps are.
+_TOO_LARGE = 1e38
 # The maps that each --per draws, and the score of each map where there are several.
 _PER = {
     "image": ("patch_map", None),
@@ -272,7 +274,10 @@ def _check_scale(scale: str, vmin: float | None, vmax: float | None) -> None:
             raise click.UsageError(
                 f"{name} belongs to --scale set: with image each map has its own"
             )
-        if value is not None and not math.isfinite(value):
-            raise click.BadParameter(f"wanted a finite number, got {value}", param_hint=name)
+        if value is not None and not abs(value) < _TOO_LARGE:
+            raise click.BadParameter(
+                f"wanted a finite number, below {_TOO_LARGE:g} in size, got {value}",
+                param_hint=name,
+            )
     if vmin is not None and vmax is not None and vmin >= vmax:
         raise click.UsageError(f"--vmin must be below --vmax, got {vmin:g} and {vmax:g}")

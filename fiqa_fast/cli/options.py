@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OUTPUTS",
+    "check_outputs",
+    "device_options",
+    "dtype_option",
     "gallery_options",
+    "input_options",
     "load",
     "model_options",
     "named",
@@ -70,6 +74,61 @@ def model_options(function: F) -> F:
             metavar="starter|PATH",
             help="The built-in model, or a checkpoint file.",
         ),
+    ):
+        function = option(function)
+    return function
+
+
+def device_options(function: F) -> F:
+    """Add the options that say where to compute."""
+    for option in reversed(
+        (
+            click.option(
+                "--device",
+                default="auto",
+                show_default=True,
+                metavar="auto|cpu|cuda|cuda:N",
+                help="Where to compute; auto takes a GPU if there is one.",
+            ),
+            click.option(
+                "--threads",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="CPU threads for the model (default: torch's choice).",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def dtype_option(default: str) -> Callable[[F], F]:
+    """Return the option that says in which arithmetic."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default=default,
+        show_default=True,
+        help="Arithmetic of the model.",
+    )
+
+
+def input_options(function: F) -> F:
+    """Add the options that say how folders and list files are read."""
+    for option in reversed(
+        (
+            click.option(
+                "--root",
+                metavar="DIR",
+                help="Where the relative paths of list files start (default: the list's own "
+                "folder).",
+            ),
+            click.option(
+                "--ext",
+                metavar="jpg,png,...",
+                help="Take only these suffixes from folders and archives.",
+            ),
+        )
     ):
         function = option(function)
     return function
@@ -130,25 +189,13 @@ def scorer_options(function: F) -> F:
                 help="auto: calibrated scores where the model comes with a gauge; none: the "
                 "published scores; or a gauge file.",
             ),
-            click.option(
-                "--device",
-                default="auto",
-                show_default=True,
-                metavar="auto|cpu|cuda|cuda:N",
-                help="Where to compute; auto takes a GPU if there is one.",
-            ),
+            device_options,
             click.option(
                 "--float32-precision",
                 type=click.Choice(["highest", "high"]),
                 default="highest",
                 show_default=True,
                 help="high allows split-precision products in float32.",
-            ),
-            click.option(
-                "--threads",
-                type=click.IntRange(min=1),
-                metavar="N",
-                help="CPU threads for the model (default: torch's choice).",
             ),
         )
     ):
@@ -160,13 +207,7 @@ def gallery_options(function: F) -> F:
     """Add the options that say how a gallery is read and scored."""
     for option in reversed(
         (
-            click.option(
-                "--dtype",
-                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-                default="auto",
-                show_default=True,
-                help="Arithmetic of the model.",
-            ),
+            dtype_option("auto"),
             click.option(
                 "--batch-size",
                 type=click.IntRange(min=1),
@@ -182,17 +223,7 @@ def gallery_options(function: F) -> F:
                 metavar="N",
                 help="Threads that decode images (default: one per core, at most 16).",
             ),
-            click.option(
-                "--root",
-                metavar="DIR",
-                help="Where the relative paths of list files start (default: the list's own "
-                "folder).",
-            ),
-            click.option(
-                "--ext",
-                metavar="jpg,png,...",
-                help="Take only these suffixes from folders and archives.",
-            ),
+            input_options,
             click.option(
                 "--strict", is_flag=True, help="Exit with status 1 if any image has no score."
             ),
@@ -210,6 +241,20 @@ def _parse_heads(_: click.Context, __: click.Parameter, text: str) -> str | int:
         return int(text)
     except ValueError:
         raise click.BadParameter(f"wanted all, average or a head number, got {text!r}") from None
+
+
+def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -> None:
+    """Raise :class:`OutputError` where an output would overwrite an input or another output."""
+    from fiqa_fast.gallery.errors import OutputError
+
+    taken = {os.path.realpath(path): "an input" for path in inputs if path is not None}
+    for path in outputs:
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if place in taken:
+            raise OutputError(f"{path}: this is {taken[place]} too, and would be overwritten")
+        taken[place] = "another output"
 
 
 def split(text: str | None) -> list[str] | None:

@@ -54,11 +54,14 @@ def check_suffix(path: str, suffixes: Sequence[str]) -> str:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
+    """Write a file that appears whole or not at all, or raise :class:`OutputError`."""
     target = AtomicFile(path)
     try:
         target.file.write(content)
         target.commit()
+    except OSError as error:  # a full disk does not say which file did not fit
+        target.abort()
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     except BaseException:
         target.abort()
         raise

@@ -5,31 +5,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fiqa_fast.gallery.errors import InputError, OutputError
+from fiqa_fast.figures import need_matplotlib
+from fiqa_fast.gallery.errors import InputError
 
-__all__ = ["Colours", "Limits", "colormap", "find_limits", "import_matplotlib"]
+__all__ = ["Colours", "Limits", "colormap", "find_limits"]
 
 Floats = npt.NDArray[np.float32]
 Limits = tuple[float, float]
 
 # Values from which percentiles are taken; beyond, of every k-th image.
 _SAMPLE = 2**22
-
-
-def import_matplotlib() -> Any:
-    """Return matplotlib, or raise the one line that says how to get it."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise OutputError(
-            "pictures need matplotlib, which is not installed: pip install 'fiqa_fast[evaluate]'"
-        ) from error
-    return matplotlib
 
 
 def colormap(name: str) -> npt.NDArray[np.uint8]:
@@ -39,7 +28,9 @@ def colormap(name: str) -> npt.NDArray[np.uint8]:
         InputError: there is none of that name; the text suggests some that are close.
         OutputError: matplotlib is not installed.
     """
-    known = import_matplotlib().colormaps
+    need_matplotlib()
+    from matplotlib import colormaps as known
+
     if name not in known:
         lower = {candidate.lower(): candidate for candidate in reversed(list(known))}
         close = difflib.get_close_matches(name.lower(), lower, 4)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from fiqa_fast.heatmap.contact import sections
 from fiqa_fast.heatmap.folder import write_folder
 from fiqa_fast.heatmap.maps import MapTable
 from fiqa_fast.heatmap.overlay import Painter
-from fiqa_fast.heatmap.sheet import Bar, draw_bar, draw_sheet, save
+from fiqa_fast.heatmap.sheet import Bar, draw_bar, draw_sheet, picture, save
 from fiqa_fast.heatmap.targets import Target
 
 __all__ = ["Look", "draw"]
@@ -55,9 +54,7 @@ def draw(
         if kind == "folder":
             beside = None
             if painter.limits is not None:
-                buffer = io.BytesIO()
-                draw_bar(look.title, bar).savefig(buffer, format="svg")
-                beside = buffer.getvalue()
+                beside = picture(draw_bar(look.title, bar), "svg")
             write_folder(path, items(), table, numbers, size, painter, beside, workers, done)
         else:
             found = sections(

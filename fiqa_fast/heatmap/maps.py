@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fiqa_fast.gallery.errors import OutputError
 from fiqa_fast.gallery.sinks import Rows
+from fiqa_fast.images import describe
 
 __all__ = ["MapTable"]
 
@@ -64,16 +67,25 @@ class MapTable:
                 self._tell(key, error)
         good = np.array([error is None for error in errors], dtype=bool)
         self._shape = maps.shape[1:]
-        self._file.write(np.ascontiguousarray(maps[good], np.float32).tobytes())
+        self._keep(np.ascontiguousarray(maps[good], np.float32).tobytes())
         self.keys += rows.keys
         self.errors += errors
         self._scores.append(np.where(good, rows.score, np.float32(np.nan)))
         if self._tile_scores is not None:
             self._parts.append(rows.columns[self._tile_scores])
 
+    def _keep(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"{tempfile.gettempdir()}: maps cannot be kept here until they are drawn "
+                f"({describe(error)}); name a folder with room in TMPDIR"
+            ) from error
+
     def commit(self) -> None:
         """Open the maps for reading."""
-        self._file.flush()
         self.score = np.concatenate([self.score, *self._scores])
         if self._parts:
             self.tiles = np.concatenate(self._parts)
@@ -87,7 +99,8 @@ class MapTable:
 
     def abort(self) -> None:
         """Let the maps go."""
-        self._file.close()
+        with suppress(OSError):  # closing flushes, which fails again on a full disk
+            self._file.close()
 
     def fail(self, number: int, error: str) -> None:
         """Note that an image that has maps could not be read again."""

@@ -16,13 +16,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fiqa_fast.gallery.atomic import AtomicFile
-from fiqa_fast.heatmap.colours import Limits, import_matplotlib
+from fiqa_fast.figures import need_matplotlib, rendered
+from fiqa_fast.gallery.atomic import write_atomically
+from fiqa_fast.heatmap.colours import Limits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Bar", "Section", "Tile", "balanced_columns", "draw_bar", "draw_sheet", "save"]
+__all__ = [
+    "Bar",
+    "Section",
+    "Tile",
+    "balanced_columns",
+    "draw_bar",
+    "draw_sheet",
+    "picture",
+    "save",
+]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -75,7 +85,7 @@ def balanced_columns(count: int) -> int:
 
 def draw_sheet(sections: list[Section], side: int, title: str, bar: Bar) -> Figure:
     """The sheet as a matplotlib figure; ``side`` is that of the tiles in pixels."""
-    import_matplotlib()
+    need_matplotlib()
     from matplotlib.figure import Figure
 
     tiles = sum(len(row) for section in sections for row in section.rows)
@@ -110,20 +120,16 @@ def draw_bar(title: str, bar: Bar) -> Figure:
 
 def save(figure: Figure, path: str) -> None:
     """Write the figure as what the suffix says, whole or not at all."""
-    atomic = AtomicFile(path)
-    try:
-        kind = path.lower().rpartition(".")[2]
-        options: dict[str, Any] = {}
-        if kind in ("jpg", "jpeg"):
-            options["pil_kwargs"] = {"quality": 92}
-        with warnings.catch_warnings():
-            # A name may have letters that the font lacks: they become boxes.
-            warnings.filterwarnings("ignore", message="Glyph .* missing")
-            figure.savefig(atomic.file, format=kind, dpi=_DPI, **options)
-        atomic.commit()
-    except BaseException:
-        atomic.abort()
-        raise
+    write_atomically(path, picture(figure, path.lower().rpartition(".")[2]))
+
+
+def picture(figure: Figure, kind: str) -> bytes:
+    """The figure as a file of this kind."""
+    options = {"pil_kwargs": {"quality": 92}} if kind in ("jpg", "jpeg") else {}
+    with warnings.catch_warnings():
+        # A name may have letters that the font lacks: they become boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        return rendered(figure, kind, _DPI, **options)
 
 
 def _captions(row: list[Tile]) -> int:

@@ -49,8 +49,9 @@ class Gauge:
     """``scale`` [L], ``query_weight`` [L, D], ``offset`` [L], all float32 on the CPU.
 
     ``model_sha256`` names the model that it was fitted on: the SHA-256 of the checkpoint file's
-    bytes, or with ``hash="state_dict"`` of :func:`state_dict_sha256`. ``notes`` say how it was
-    fitted, as JSON would; nothing is computed from them.
+    bytes, or with ``hash="state_dict"`` of :func:`state_dict_sha256`. ``architecture`` is what
+    weights alone do not show of that model, such as ``num_heads``, as far as it is known. ``notes``
+    say how it was fitted, as JSON would; nothing is computed from them.
     """
 
     scale: Tensor
@@ -59,6 +60,7 @@ class Gauge:
     model_sha256: str
     hash: str = "file"
     source: str = ""
+    architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def calibrate(self, block: int, mean: Tensor, phi: Tensor) -> Tensor:
@@ -131,24 +133,30 @@ def _checked(tensors: dict[str, Tensor], metadata: dict[str, str], path: str) ->
     kind = metadata.get("hash", "file")
     if kind not in ("file", "state_dict"):
         raise CheckpointError(f"{where}: hash must be file or state_dict, got {kind!r}")
-    return Gauge(scale, weight, offset, metadata["model_sha256"], kind, path, _notes(metadata))
+    architecture = _json_object(metadata, "architecture")
+    if architecture is None:
+        raise CheckpointError(f"{where}: its architecture metadata must be a JSON object")
+    # Notes are for readers: what cannot be read is no reason to refuse the numbers.
+    notes = _json_object(metadata, "notes") or {}
+    model = metadata["model_sha256"]
+    return Gauge(scale, weight, offset, model, kind, path, architecture, notes)
 
 
-def _notes(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Notes are for readers: what cannot be read is no reason to refuse the numbers."""
+def _json_object(metadata: Mapping[str, str], name: str) -> dict[str, Any] | None:
     try:
-        notes = json.loads(metadata.get("notes", "{}"))
+        value = json.loads(metadata.get(name, "{}"))
     except (ValueError, RecursionError):
-        return {}
-    return notes if isinstance(notes, dict) else {}
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def gauge_bytes(gauge: Gauge) -> bytes:
     """The safetensors file of a gauge: the same bytes for the same values and notes."""
     tensors = {name: getattr(gauge, name).contiguous() for name in TENSORS}
     metadata = {"model_sha256": gauge.model_sha256, "hash": gauge.hash}
-    if gauge.notes:
-        metadata["notes"] = json.dumps(gauge.notes, sort_keys=True)
+    for name in ("architecture", "notes"):
+        if entries := getattr(gauge, name):
+            metadata[name] = json.dumps(entries, sort_keys=True)
     return _in_order(save(tensors, metadata))
 
 
@@ -176,11 +184,17 @@ def _in_order(file: bytes) -> bytes:
 
 
 def check_gauge(
-    gauge: Gauge, model: nn.Module, depth: int, width: int, state_sha256: str | None = None
+    gauge: Gauge,
+    model: nn.Module,
+    depth: int,
+    width: int,
+    architecture: Mapping[str, Any],
+    state_sha256: str | None = None,
 ) -> None:
     """Refuse a gauge that was not fitted on this very model.
 
-    ``width`` is that of all heads' queries side by side; ``state_sha256`` saves computing it anew.
+    ``width`` is that of all heads' queries side by side, ``architecture`` what is known of the
+    model beside its weights; ``state_sha256`` saves computing it anew.
 
     Raises:
         CheckpointError: other shapes, another file, weights changed since they were loaded, or
@@ -211,6 +225,14 @@ def check_gauge(
             f"{where}: belongs to the model as its file describes it, and this one was loaded "
             "with another architecture; pass gauge=None (--gauge none) for published scores"
         )
+    for name in sorted(gauge.architecture.keys() & architecture.keys()):
+        fitted, found = gauge.architecture[name], architecture[name]
+        if fitted != found:
+            raise CheckpointError(
+                f"{where}: fitted on these weights with {name} {fitted}, and this model has "
+                f"{found}; fit one for this model, or pass gauge=None (--gauge none) for published "
+                "scores"
+            )
 
 
 def file_sha256(path: str | Path) -> str:
