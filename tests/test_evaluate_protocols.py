@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_faces import cross_quality
 
 from fiqa_fast import evaluate
 from fiqa_fast.evaluate.protocols.crfiqa import survived_shares
@@ -309,24 +309,13 @@ def test_infinite_scores_are_first_or_last_to_go() -> None:
     assert first.pauc == second.pauc
 
 
-def test_real_faces() -> None:
+def test_real_faces(needs_data: Path) -> None:
     """FNMR 15.6 % and LightQNet's 0.499 [0.43, 0.57], which a right evaluation reproduces."""
-    root = os.environ.get("FIQA_FAST_TEST_DATA")
-    if root is None:
-        pytest.skip("FIQA_FAST_TEST_DATA is not set: the real faces are not shipped")
-    import csv
-
-    faces = Path(root) / "faces"
-    with open(faces / "crossq_protocol.csv", newline="") as file:
-        table = list(csv.DictReader(file))
-    stored = np.load(faces / "reference_edgeface_xs_embeddings.npz")
-    place = {path: i for i, path in enumerate(stored["paths"])}
-    embeddings = stored["emb"][[place[row["path"]] for row in table]]
-    trials = evaluate.Trials.of_identities(embeddings, [row["identity"] for row in table])
+    trials, paths, control = cross_quality(needs_data)
     assert (trials.num_genuine, trials.num_impostor) == (2185, 417_801)
     scores = {
-        "lightqnet": [float(row["lightqnet100"]) for row in table],
-        "random": np.random.default_rng(0).random(len(table)),
+        "lightqnet": control,
+        "random": np.random.default_rng(0).random(len(paths)),
     }
     lightqnet, random = evaluate.compare(trials, scores, fmr=[1e-3]).rows
     assert lightqnet.fnmr == pytest.approx(0.156, abs=5e-4)

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
+from real_faces import cross_quality
 
 from evidence import CLEARLY, verdict
 from fiqa_fast import evaluate
@@ -29,21 +28,11 @@ def test_verdicts() -> None:
     assert verdict(row(1.1, 1.01, 1.2)) == "ranks quality the wrong way round"
 
 
-def test_the_page_has_the_numbers_of_float64_scores() -> None:
-    root = os.environ.get("FIQA_FAST_TEST_DATA")
-    if root is None:
-        pytest.skip("FIQA_FAST_TEST_DATA is not set: the real faces are not shipped")
-    faces = Path(root) / "faces"
-    with open(faces / "crossq_protocol.csv", newline="") as file:
-        identity = {line["path"]: line["identity"] for line in csv.DictReader(file)}
-    with open(Path(root) / "starter" / "expected_faces.csv", newline="") as file:
-        expected = list(csv.DictReader(file))
-    stored = np.load(faces / "reference_edgeface_xs_embeddings.npz")
-    place = {path: i for i, path in enumerate(stored["paths"])}
-    paths = [line["path"] for line in expected]
-    trials = evaluate.Trials.of_identities(
-        stored["emb"][[place[path] for path in paths]], [identity[path] for path in paths]
-    )
+def test_the_page_has_the_numbers_of_float64_scores(needs_data: Path) -> None:
+    trials, paths, _ = cross_quality(needs_data)
+    with open(needs_data / "starter" / "expected_faces.csv", newline="") as file:
+        by_path = {line["path"]: line for line in csv.DictReader(file)}
+    expected = [by_path[path] for path in paths]
     kinds = ("published", "centered_variance", "calibrated")
     scores = {
         f"{kind}_{block}": [float(line[f"{kind}_{block}"]) for line in expected]
@@ -61,12 +50,15 @@ def test_the_page_has_the_numbers_of_float64_scores() -> None:
             assert value == pytest.approx(ratios[f"{kind}_{block}"], abs=2e-3)
 
 
-def test_no_face_and_no_name_is_on_the_page() -> None:
+def test_curves_alone_are_on_the_page() -> None:
     text = PAGE.read_text()
     assert re.findall(r"!\[.*?\]\((.*?)\)", text) == ["evidence_curves.svg", "evidence_speed.svg"]
     for name in ("evidence_curves.svg", "evidence_speed.svg"):
-        assert "<image" not in (PAGE.parent / name).read_text()  # curves alone, no pixels
-    root = os.environ.get("FIQA_FAST_TEST_DATA")
-    if root is not None:
-        for folder in (Path(root) / "faces" / "aligned112" / "lfw").iterdir():
-            assert folder.name not in text
+        assert "<image" not in (PAGE.parent / name).read_text()
+
+
+def test_no_name_is_on_the_page(needs_data: Path) -> None:
+    text = PAGE.read_text()
+    names = [folder.name for folder in (needs_data / "faces" / "aligned112" / "lfw").iterdir()]
+    assert names
+    assert not [name for name in names if name in text]
