@@ -227,11 +227,7 @@ def test_a_killed_process_leaves_a_folder_to_go_on_with(cli: Any, study: Study) 
     assert cli(*study.args(), "--quiet").status == 0
     whole = everything(study.output)
     study.output.rename(study.folder / "whole")
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, study.args())],
-        stderr=subprocess.DEVNULL,
-        cwd=study.folder,  # not the source tree, which has no compiled code
-    )
+    process = subprocess.Popen([*COMMAND, *map(str, study.args())], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
         while len(list(study.output.glob("values/*/*.npy"))) < 2:

@@ -13,7 +13,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-COMMAND = [sys.executable, "-c", "from fiqa_fast.cli import main; main()"]
+# `python -c` looks for packages where it is run before it looks at the installed ones, and the
+# source tree has no compiled code: so not there.
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; sys.path.remove(''); from fiqa_fast.cli import main; main()",
+]
 
 
 class Outcome(NamedTuple):
