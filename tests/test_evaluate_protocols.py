@@ -102,6 +102,17 @@ def test_crfiqa_is_the_plain_search_whatever_ties(seed, wanted, levels, steps, p
     np.testing.assert_array_equal(found.curves[0].fnmr, expected)
 
 
+def test_of_equally_near_rates_crfiqa_takes_the_larger() -> None:
+    similarity = np.array([0.9, 0.7, 0.5, 0.3, 0.8, 0.6, 0.4, 0.2])
+    images = np.arange(8, dtype=np.int32)
+    genuine = images >= 4
+    trials = evaluate.Trials(images, images, genuine, similarity, images.astype(np.int64))
+    # One impostor of four (threshold 0.8) is as far from 0.375 as two (0.6).
+    found = evaluate.compare(trials, {"q": np.ones(8)}, protocols=["crfiqa"], fmr=[0.375], draws=0)
+    assert found.rows[0].threshold == 0.6
+    assert found.rows[0].fnmr == 0.75
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
