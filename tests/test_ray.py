@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ray Data as the engine, on a real cluster of worker processes on this machine."""
+
+from __future__ import annotations
+
+import io
+import re
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+import fiqa_fast
+from fiqa_fast.gallery import InputError
+from fiqa_fast.images import decode
+from fiqa_fast.ray.actor import ScoreActor
+from fiqa_fast.ray.dataset import make_recipe
+
+ACTORS = 2
+WAIT = 60.0  # seconds until something that happens in one or two is given up
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """A cluster with room for two actors and a reader."""
+    # Short: the paths of its sockets have to fit in 107 bytes.
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="r") as folder:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # no token in the home folder
+        patch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        # Workers look for packages where the driver stands, and the source tree has no compiled
+        # code: so not there.
+        patch.chdir(folder)
+        ray = pytest.importorskip("ray", reason="Ray is not installed")
+        pytest.importorskip("ray.data", reason="Ray Data's needs are not installed")
+        ray.init(
+            num_cpus=3,
+            object_store_memory=100 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=folder,
+        )
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def encoded(seed: int, side: int = 112) -> bytes:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (3 + seed % 9, 3 + seed % 9, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+IMAGES = [encoded(i, 112 if i % 3 else 90 + i) for i in range(24)]
+BROKEN = [b"", b"no image", IMAGES[0][:200]]
+
+
+@pytest.fixture(scope="module")
+def scorer() -> fiqa_fast.Scorer:
+    return fiqa_fast.Scorer(
+        fiqa_fast.load_model("starter"), outputs=("score", "embedding", "patch_map"), device="cpu"
+    )
+
+
+@pytest.fixture(scope="module")
+def local(scorer: fiqa_fast.Scorer) -> fiqa_fast.QualityResult:
+    return scorer([decode(data) for data in IMAGES])
+
+
+def score(dataset: Any, **options: Any) -> dict[int, dict[str, Any]]:
+    """The rows by their number, none twice."""
+    options = {"num_cpus": 1, "concurrency": ACTORS, "batch_size": 5, **options}
+    rows = fiqa_fast.ray.score_dataset(dataset, **options).take_all()
+    numbers = [row["n"] for row in rows]
+    assert len(set(numbers)) == len(numbers)
+    return dict(zip(numbers, rows, strict=True))
+
+
+def bits(values: Any) -> bytes:
+    return np.asarray(values, np.float32).tobytes()
+
+
+def test_results_are_those_of_a_scorer(ray: Any, local: fiqa_fast.QualityResult) -> None:
+    data = pa.table({"n": range(len(IMAGES)), "image": IMAGES, "name": ["x"] * len(IMAGES)})
+    dataset = ray.data.from_arrow([data.slice(i, 6) for i in range(0, len(IMAGES), 6)])
+    rows = score(dataset, outputs=("score", "embedding", "patch_map"))
+    assert list(rows[0]) == ["n", "image", "name", "score", "error", "embedding", "patch_map"]
+    for n, row in rows.items():
+        assert row["error"] is None
+        assert row["image"] == IMAGES[n]
+        assert bits(row["score"]) == bits(local.score[n])
+        assert row["embedding"].dtype == np.float32
+        assert bits(row["embedding"]) == bits(local.embedding[n])
+        assert row["patch_map"].shape == (8, 8)
+        assert bits(row["patch_map"]) == bits(local.patch_map[n])
+    assert len(rows) == len(IMAGES)
+
+
+KINDS = {
+    "bytes": lambda n, path, data: {"jpg": data, "path": "elsewhere.png"},
+    "structs": lambda n, path, data: {"image": {"bytes": data, "path": "elsewhere.png"}},
+    "structs of paths": lambda n, path, data: {"img": {"bytes": None, "path": str(path)}},
+    "structs of both": lambda n, path, data: {
+        "img": {"bytes": data if n % 2 else None, "path": None if n % 2 else str(path)}
+    },
+    "paths": lambda n, path, data: {"path": str(path), "id": "x"},
+    "relative paths": lambda n, path, data: {"file_name": path.name},
+    "arrays of one size": lambda n, path, data: {"image": decode(data)},
+    "arrays of many sizes": lambda n, path, data: {"crop": decode(data)},
+    "the only one": lambda n, path, data: {"face": data, "path": "elsewhere.png"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_column(
+    kind: str, actor: Any, ray: Any, local: fiqa_fast.QualityResult, tmp_path: Path
+) -> None:
+    """What Ray makes of each kind, through an actor's code in this process."""
+    numbers = [1, 2, 4, 5] if kind == "arrays of one size" else [0, 1, 2, 3]
+    rows = []
+    for n in numbers:
+        path = tmp_path / f"{n}.png"
+        path.write_bytes(IMAGES[n])
+        rows.append({"n": n, **KINDS[kind](n, path, IMAGES[n])})
+    table = ray.data.from_items(rows).take_batch(4, batch_format="pyarrow")
+    scored = actor(root=str(tmp_path))(table)
+    assert scored.column_names == [*table.column_names, "score", "error"]
+    assert scored["error"].to_pylist() == [None] * 4
+    order = scored["n"].to_pylist()
+    assert sorted(order) == numbers
+    assert bits(scored["score"]) == bits(local.score[order])
+
+
+@pytest.fixture
+def actor(ray: Any) -> Any:
+    """An actor's code without an actor."""
+
+    def make(column: str | None = None, root: str = "", outputs: Any = ("score",)) -> ScoreActor:
+        recipe = make_recipe("starter", outputs, 1, 0, {})
+        before = torch.get_num_threads()
+        try:
+            return ScoreActor(recipe, column, root, keep_image=True)
+        finally:
+            torch.set_num_threads(before)
+
+    return make
+
+
+ERRORS = {
+    "empty": (b"", "got an empty file"),
+    "no image": (b"no image", "got something else"),
+    "nothing": (None, "wanted an encoded image, got nothing"),
+    "no struct": ({"bytes": None, "path": None}, "wanted an encoded image, got nothing"),
+    "no file": ("missing.png", "no such file"),
+    "grey array": (np.zeros((9, 9), np.uint8), "wanted an RGB array uint8 [H, W, 3], got uint8"),
+    "float array": (np.zeros((9, 9, 3), np.float32), "[H, W, 3], got float32 [9, 9, 3]"),
+}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_a_bad_image_is_an_error_row(kind: str, actor: Any, ray: Any) -> None:
+    value, wanted = ERRORS[kind]
+    table = ray.data.from_items([{"image": value, "n": 3}]).take_batch(1, batch_format="pyarrow")
+    scored = actor("image", outputs=("embedding",))(table)
+    assert scored["score"].to_pylist() == [None]
+    assert wanted in scored["error"][0].as_py()
+    assert np.isnan(scored["embedding"][0].as_py()).all()
+    assert scored["embedding"][0].as_py().shape == (128,)
+    assert scored["n"].to_pylist() == [3]
+
+
+REFUSED = {
+    "no column of that name": ({"image": b""}, {"column": "face"}, "'face', got only image"),
+    "another type": ({"image": 3.0}, {"column": "image"}, "'image': wanted encoded images"),
+    "no images": ({"label": 3, "size": 2.0}, {}, "got label, size: name one with column="),
+    "which one": ({"a": b"", "b": b"", "path": "x"}, {}, "got a, b, path: name one"),
+    "score is taken": ({"image": b"", "score": 1}, {}, "a column 'score' already"),
+    "output is taken": ({"image": b"", "embedding": 1}, {"outputs": ["embedding"]}, "'embedding'"),
+    "batch size": ({"image": b""}, {"batch_size": 0}, "batch_size: wanted at least 1, got 0"),
+    "option": ({"image": b""}, {"reduction": "mode"}, "reduction must be one of"),
+    "device": ({"image": b""}, {"dtype": "int8"}, "dtype must be auto"),
+    "outputs": ({"image": b""}, {"outputs": "score"}, "outputs must be a sequence"),
+    "model": ({"image": b""}, {"model": "missing.pt"}, "missing.pt"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_before_anything_runs(kind: str, ray: Any) -> None:
+    row, options, wanted = REFUSED[kind]
+    with pytest.raises(ValueError, match=re.escape(wanted)) as caught:
+        fiqa_fast.ray.score_dataset(ray.data.from_items([row]), **options)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_scorer_is_refused_and_its_model_taken(
+    ray: Any, scorer: fiqa_fast.Scorer, local: fiqa_fast.QualityResult
+) -> None:
+    dataset = ray.data.from_items([{"n": 0, "image": IMAGES[0]}])
+    with pytest.raises(ValueError, match="give the model it was made of"):
+        fiqa_fast.ray.score_dataset(dataset, scorer)
+    with pytest.raises(InputError, match=r"wanted a ray\.data\.Dataset, got list"):
+        fiqa_fast.ray.score_dataset([IMAGES[0]])
+
+
+def test_a_killed_actor_loses_nothing(
+    ray: Any, local: fiqa_fast.QualityResult, tmp_path: Path
+) -> None:
+    """Stopped first, so that it is known to hold work when it is killed; error rows too."""
+    images = [*IMAGES, *BROKEN] * 3
+    data = pa.table({"n": range(len(images)), "image": images})
+    reading, gate = tmp_path / "reading", tmp_path / "gate"
+
+    def wait_for_gate(table: pa.Table) -> pa.Table:
+        reading.touch()
+        while not gate.exists():
+            time.sleep(0.05)
+        return table
+
+    dataset = ray.data.from_arrow([data.slice(i, 3) for i in range(0, len(images), 3)])
+    dataset.context.wait_for_min_actors_s = WAIT  # nothing is read before
+    dataset = dataset.map_batches(wait_for_gate, batch_format="pyarrow", num_cpus=0.5)
+    scored = fiqa_fast.ray.score_dataset(
+        dataset, concurrency=ACTORS, batch_size=3, keep_image=False
+    )
+    got: list[dict[str, Any]] = []
+    consumer = threading.Thread(target=lambda: [got.append(row) for row in scored.iter_rows()])
+    consumer.daemon = True
+    consumer.start()
+    until(reading.exists)
+    victim, _ = actors()
+    victim.send_signal(signal.SIGSTOP)
+    gate.touch()
+    # The other one does the rest; what is missing then is with the one that stands still.
+    rest = settled(lambda: len(got))
+    assert 0 < rest < len(images)
+    victim.kill()
+    consumer.join(WAIT)
+    assert not consumer.is_alive()
+    assert not victim.is_running()
+    assert sorted(row["n"] for row in got) == list(range(len(images)))
+    for row in got:
+        n = row["n"] % (len(IMAGES) + len(BROKEN))
+        if n < len(IMAGES):
+            assert row["error"] is None
+            assert bits(row["score"]) == bits(local.score[n])
+        else:
+            assert row["score"] is None
+            assert row["error"]
+
+
+def actors() -> list[psutil.Process]:
+    """The processes of the actors of this process's own cluster."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "ScoreActor" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:  # gone meanwhile
+            continue
+    return found
+
+
+def until(happened: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not happened():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def settled(count: Callable[[], int], quiet: float = 2.0) -> int:
+    """The count when it has not changed for a while."""
+    last, since = count(), time.monotonic()
+    while time.monotonic() - since < quiet:
+        if count() != last:
+            last, since = count(), time.monotonic()
+        time.sleep(0.05)
+    return last
