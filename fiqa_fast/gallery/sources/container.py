@@ -16,7 +16,7 @@ from functools import partial
 from typing import BinaryIO
 
 from fiqa_fast.errors import ImageError
-from fiqa_fast.gallery.sources.item import MAX_IMAGE_BYTES, Item, Opening, failing_item
+from fiqa_fast.gallery.sources.item import MAX_IMAGE_BYTES, Item, Opening, Source, failing_item
 from fiqa_fast.gallery.sources.keys import Distinct
 from fiqa_fast.gallery.text import printable
 from fiqa_fast.images import describe, open_regular
@@ -148,6 +148,15 @@ class Container:
             self.damage.append(f"{printable(self.path)}: {describe(error)}")
             rest = f"{self.opening.prefix}(rest of {printable(os.path.basename(self.path))})"
             yield failing_item(rest, ImageError(describe(error)))
+
+    def pieces(self) -> Iterator[Item | Source]:
+        """Yield the container itself."""
+        yield self
+
+    @property
+    def prefix(self) -> str:
+        """What the keys begin with."""
+        return self.opening.prefix
 
     def count(self) -> int | None:
         """Return how many images the container says it has, if it does."""

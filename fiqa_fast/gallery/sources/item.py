@@ -38,6 +38,18 @@ class Source(Protocol):
         """Yield the items in order."""
         ...
 
+    def pieces(self) -> Iterator[Item | Source]:
+        """Yield the same items with containers whole, each with the prefix of its keys.
+
+        A container can be left out unread; one that is read has to be read before the next piece.
+        """
+        ...
+
+    @property
+    def prefix(self) -> str:
+        """What the keys begin with."""
+        ...
+
     def count(self) -> int | None:
         """Return how many items there are now, or None where only reading it all would tell.
 
