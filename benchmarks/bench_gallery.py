@@ -33,9 +33,9 @@ from PIL import Image
 import fiqa_fast
 from fiqa_fast.gallery import Rows, open_sources, run
 from fiqa_fast.gallery.runner import Summary, default_workers
-from fiqa_fast.images import decode, fit
 from fiqa_fast.models.registry import ARCHITECTURES
 from fiqa_fast.models.vit import FaceViT
+from fiqa_fast.reading import Reading
 
 CROPS = Path(__file__).parents[1] / "examples" / "crops"
 
@@ -84,14 +84,14 @@ def load(name: str) -> FaceViT:
 
 def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model = load(name)
-    size = model.config.img_size
+    reading = Reading(model.config.img_size)
     scorer = fiqa_fast.Scorer(model, dtype=options.dtype)
     images, count, workers = jpegs(), options.images, options.workers or default_workers()
     paths = {"rec": folder / f"{count}.rec", "tar": folder / f"{count}.tar"}
     write_record(paths["rec"], images, count)
     write_tar(paths["tar"], images, count)
 
-    planes = [torch.from_numpy(fit(decode(image), size).planes) for image in images]
+    planes = [torch.from_numpy(reading(image).planes) for image in images]
     ready = torch.stack(list(itertools.islice(itertools.cycle(planes), count)))
     batches = ready.split(options.batch)
 
@@ -104,13 +104,13 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     def end_to_end(kind: str) -> None:
         (source,) = open_sources([str(paths[kind])])
         summaries[kind] = run(
-            source, scorer, Nowhere(), size=size, batch_size=options.batch, workers=workers
+            source, scorer, Nowhere(), reading=reading, batch_size=options.batch, workers=workers
         )
         assert summaries[kind].scored == count
 
     def decode_alone() -> None:
         for image in itertools.islice(itertools.cycle(images), count):
-            fit(decode(image), size)
+            reading(image)
 
     turns: dict[str, Callable[[], None]] = {
         "model": model_only,

@@ -219,10 +219,10 @@ def load_image(
             "wanted a path, a PIL image or a uint8 RGB array [H, W, 3], "
             f"got {type(item).__module__}.{type(item).__qualname__}"
         )
-    planes, reduction = fit(pixels, size)
-    if reduction > 2:
+    fitted = fit(pixels, size)
+    if fitted.reduction > 2:
         _warn(pixels.shape[0], pixels.shape[1], size)
-    return torch.from_numpy(planes)
+    return torch.from_numpy(fitted.planes)
 
 
 def _check_array(array: Pixels) -> Pixels:
@@ -253,6 +253,7 @@ class Fitted(NamedTuple):
 
     planes: Pixels  # [3, size, size]
     reduction: float
+    resized: bool
 
 
 def fit(pixels: Pixels, size: int) -> Fitted:
@@ -263,8 +264,8 @@ def fit(pixels: Pixels, size: int) -> Fitted:
     height, width = pixels.shape[:2]
     planes = pixels.transpose(2, 0, 1)
     if (height, width) != (size, size):
-        return Fitted(_bilinear_numpy(planes, size), max(height, width) / size)
-    return Fitted(np.array(planes, order="C"), 1.0)
+        return Fitted(_bilinear_numpy(planes, size), max(height, width) / size, True)
+    return Fitted(np.array(planes, order="C"), 1.0, False)
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:  # [..., H, W] -> [..., size, size]

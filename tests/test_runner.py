@@ -21,6 +21,7 @@ from fiqa_fast.errors import ImageError
 from fiqa_fast.gallery import Item, Rows, ScoringError, open_sink, open_sources, run
 from fiqa_fast.gallery.progress import LineProgress, SilentProgress
 from fiqa_fast.gallery.statistics import ScoreStatistics
+from fiqa_fast.reading import Reading
 
 SIZE = 16
 
@@ -100,7 +101,7 @@ def test_rows_come_in_order_with_their_errors(batch_size: int, workers: int) -> 
         items,
         scorer,
         sink,
-        size=SIZE,
+        reading=Reading(SIZE),
         batch_size=batch_size,
         workers=workers,
         on_error=lambda key, error: told.append(key),
@@ -128,7 +129,7 @@ def test_rows_come_in_order_with_their_errors(batch_size: int, workers: int) -> 
 def test_any_exception_of_an_item_is_a_row() -> None:
     errors = [ImageError("bad"), OSError(5, "Input/output error"), ValueError("odd"), KeyError("k")]
     sink = Memory()
-    run([broken(i, e) for i, e in enumerate(errors)], Scorer(), sink, size=SIZE)
+    run([broken(i, e) for i, e in enumerate(errors)], Scorer(), sink, reading=Reading(SIZE))
     assert [error for _, _, error in sink.flat()] == [
         "bad",
         "input/output error",
@@ -142,7 +143,7 @@ def test_scores_that_are_not_finite_are_errors() -> None:
         return SimpleNamespace(score=torch.tensor([1.0, float("nan"), float("inf")]))
 
     sink = Memory()
-    summary = run([item(i) for i in range(3)], scorer, sink, size=SIZE)
+    summary = run([item(i) for i in range(3)], scorer, sink, reading=Reading(SIZE))
     assert summary.failed == 2
     assert [error for _, _, error in sink.flat()] == [
         None,
@@ -159,7 +160,7 @@ def test_other_outputs_follow_their_rows() -> None:
         items,
         Scorer(),
         sink,
-        size=SIZE,
+        reading=Reading(SIZE),
         outputs=("score", "embedding", "patch_map"),
         batch_size=2,
     )
@@ -176,7 +177,9 @@ def test_other_outputs_follow_their_rows() -> None:
 def test_a_gallery_of_broken_images_has_columns_too(tmp_path: Path) -> None:
     sink = open_sink(str(tmp_path / "out.parquet"), ["score", "embedding"], {})
     outputs = ("score", "embedding")
-    summary = run([broken(i) for i in range(9)], Scorer(), sink, size=SIZE, outputs=outputs)
+    summary = run(
+        [broken(i) for i in range(9)], Scorer(), sink, reading=Reading(SIZE), outputs=outputs
+    )
     assert summary.scored == 0
     import pyarrow.parquet as pq
 
@@ -187,7 +190,7 @@ def test_a_gallery_of_broken_images_has_columns_too(tmp_path: Path) -> None:
 
 def test_a_long_stretch_of_broken_images_is_written_as_it_goes() -> None:
     sink = Memory()
-    run((broken(i) for i in range(10000)), Scorer(), sink, size=SIZE, batch_size=8)
+    run((broken(i) for i in range(10000)), Scorer(), sink, reading=Reading(SIZE), batch_size=8)
     assert len(sink.rows) == 3
 
 
@@ -206,7 +209,7 @@ def test_memory_is_bounded_however_long_the_gallery() -> None:
             nonlocal written
             written += len(rows)
 
-    run(endless(), Scorer(0.001), Counting(), size=SIZE, batch_size=16, workers=4)
+    run(endless(), Scorer(0.001), Counting(), reading=Reading(SIZE), batch_size=16, workers=4)
     assert written == 3000
     # Two batches being scored, one being packed, the window of two and a chunk for each thread.
     assert ahead <= 5 * 16 + 8 * (4 + 1)
@@ -222,7 +225,12 @@ def test_decoding_and_scoring_overlap() -> None:
 
     start = time.perf_counter()
     summary = run(
-        [slow(i) for i in range(96)], Scorer(0.04), Memory(), size=SIZE, batch_size=8, workers=1
+        [slow(i) for i in range(96)],
+        Scorer(0.04),
+        Memory(),
+        reading=Reading(SIZE),
+        batch_size=8,
+        workers=1,
     )
     elapsed = time.perf_counter() - start
     # Each alone takes 0.48 s. One after the other they would take 0.96 s.
@@ -240,14 +248,14 @@ def test_decode_threads_work_at_once() -> None:
     items = [
         Item(str(i), meeting if i % 8 == 0 else lambda: io.BytesIO(PNGS[1])) for i in range(64)
     ]
-    summary = run(items, Scorer(), Memory(), size=SIZE, batch_size=32, workers=4)
+    summary = run(items, Scorer(), Memory(), reading=Reading(SIZE), batch_size=32, workers=4)
     assert summary.failed == 0
 
 
 def test_resized_images_are_counted() -> None:
     sizes = [SIZE, SIZE, 8, 2 * SIZE, 2 * SIZE + 1, 90]
     items = [Item(str(i), lambda s=s: io.BytesIO(png(7, s))) for i, s in enumerate(sizes)]
-    summary = run(items, Scorer(), Memory(), size=SIZE)
+    summary = run(items, Scorer(), Memory(), reading=Reading(SIZE))
     assert (summary.resized, summary.reduced) == (4, 2)
 
 
@@ -266,7 +274,7 @@ def test_a_failing_scorer_aborts(tmp_path: Path, when: int) -> None:
     path.write_text("old")
     sink = open_sink(str(path), ["score"], {})
     with pytest.raises(ScoringError, match="the scorer failed: RuntimeError: CUDA error: out of"):
-        run((item(i) for i in range(1000)), scorer, sink, size=SIZE, batch_size=4)
+        run((item(i) for i in range(1000)), scorer, sink, reading=Reading(SIZE), batch_size=4)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["out.csv"]
 
@@ -275,7 +283,12 @@ def test_a_failing_scorer_aborts(tmp_path: Path, when: int) -> None:
 def test_a_scorer_that_returns_too_little_aborts(score: Any) -> None:
     sink = Memory()
     with pytest.raises(ScoringError, match=r"asked for is None|wanted score of 3 images"):
-        run([item(i) for i in range(3)], lambda _: SimpleNamespace(score=score), sink, size=SIZE)
+        run(
+            [item(i) for i in range(3)],
+            lambda _: SimpleNamespace(score=score),
+            sink,
+            reading=Reading(SIZE),
+        )
     assert sink.state == "aborted"
 
 
@@ -301,12 +314,12 @@ def test_whatever_fails_the_sink_is_aborted(where: str) -> None:
 
     sink = Failing()
     with pytest.raises((OSError, KeyboardInterrupt)):
-        run(source(), Scorer(), sink, size=SIZE, batch_size=4)
+        run(source(), Scorer(), sink, reading=Reading(SIZE), batch_size=4)
     assert sink.state == "aborted"
 
 
 def test_no_thread_outlives_a_run() -> None:
-    run([item(i) for i in range(50)], Scorer(), Memory(), size=SIZE)
+    run([item(i) for i in range(50)], Scorer(), Memory(), reading=Reading(SIZE))
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         names = ("fiqa_fast-decode", "fiqa_fast-score")  # the engine's workers stay
@@ -323,7 +336,7 @@ def test_batches_do_not_depend_on_the_folder_being_read(tmp_path: Path) -> None:
     for batch_size, workers in ((1, 1), (16, 4)):
         sink = Memory()
         (source,) = open_sources([tmp_path])
-        run(source, Scorer(), sink, size=SIZE, batch_size=batch_size, workers=workers)
+        run(source, Scorer(), sink, reading=Reading(SIZE), batch_size=batch_size, workers=workers)
         results.append(sink.flat())
     assert results[0] == results[1]
 

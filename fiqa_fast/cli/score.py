@@ -17,6 +17,7 @@ from fiqa_fast.cli.options import (
     model_options,
     parse_outputs,
     quiet_pillow,
+    reading_options,
     scorer_options,
     split,
 )
@@ -45,6 +46,7 @@ __all__ = ["command"]
 )
 @model_options
 @scorer_options
+@reading_options
 @gallery_options
 def command(
     inputs: tuple[str, ...],
@@ -54,6 +56,8 @@ def command(
     architecture: str | None,
     exit_block: int | None,
     threads: int | None,
+    peer_bgr: bool,
+    no_resize: bool,
     batch_size: int,
     workers: int | None,
     root: str | None,
@@ -105,15 +109,18 @@ def command(
     from fiqa_fast.gallery.progress import choose_progress
     from fiqa_fast.gallery.runner import run
     from fiqa_fast.gallery.sinks import open_sink, text_key
+    from fiqa_fast.reading import Reading
 
     count = None if quiet else total(sources)
     progress = choose_progress(count, quiet, output is None and sys.stdout.isatty())
-    sink = open_sink(output, names, {**scorer.describe(), "version": version()})
+    reading = Reading(size, bgr=peer_bgr, resize=not no_resize)
+    facts = {**scorer.describe(), "reading": reading.describe(), "version": version()}
+    sink = open_sink(output, names, facts)
     summary = run(
         (item for source in sources for item in source),
         scorer,
         sink,
-        size=size,
+        reading=reading,
         outputs=names,
         batch_size=batch_size,
         workers=workers,
@@ -121,7 +128,6 @@ def command(
         on_error=None if has_errors else lambda k, e: progress.tell(f"{text_key(k)}: {e}"),
     )
     if not quiet:
-        facts = scorer.describe()
         arithmetic = f"{facts['dtype']} on {facts['device']}"
         click.echo(f"{model}: {meaning(scorer)}; {arithmetic}", err=True)
         for line in _report(summary, sources, size, output, has_errors):
@@ -140,7 +146,8 @@ def _report(
     statistics = summary.statistics
     lines = [
         f"{summary.scored} of {summary.images} images scored in {summary.seconds:.1f} s, "
-        f"{summary.rate:.1f} images/s"
+        f"{summary.rate:.1f} images/s",
+        _shares(summary),
     ]
     if summary.scored:
         about = "" if statistics.exact else "about "
@@ -160,3 +167,18 @@ def _report(
     if output is not None:
         lines.append(f"written to {output}")
     return lines
+
+
+def _shares(summary: Summary) -> str:
+    """Say how busy each stage was; they overlap, and the busiest is the one to make faster."""
+
+    def share(seconds: float, workers: int = 1) -> str:
+        percent = 100 * seconds / (summary.seconds * workers)
+        return f"{percent:.0f} %" if percent >= 1 else f"{percent:.1f} %"
+
+    threads = f" of {summary.workers} threads" if summary.workers > 1 else ""
+    return (
+        f"busy: source {share(summary.source_seconds)}, "
+        f"decode {share(summary.decode_seconds, summary.workers)}{threads}, "
+        f"model {share(summary.scoring_seconds)}, write {share(summary.write_seconds)}"
+    )
