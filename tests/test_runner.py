@@ -18,8 +18,18 @@ import torch
 from PIL import Image
 
 from fiqa_fast.errors import ImageError
-from fiqa_fast.gallery import Item, Rows, ScoringError, open_sink, open_sources, run
+from fiqa_fast.gallery import (
+    InputError,
+    Item,
+    Rows,
+    ScoringError,
+    open_sink,
+    open_sources,
+    run,
+)
+from fiqa_fast.gallery.decoding import MAX_HELD
 from fiqa_fast.gallery.progress import LineProgress, SilentProgress
+from fiqa_fast.gallery.sources.item import InMemory
 from fiqa_fast.gallery.statistics import ScoreStatistics
 from fiqa_fast.reading import Reading
 
@@ -215,6 +225,43 @@ def test_memory_is_bounded_however_long_the_gallery() -> None:
     assert ahead <= 5 * 16 + 8 * (4 + 1)
 
 
+class Held(bytes):
+    """Bytes that count how many of them are alive."""
+
+    alive = most = 0
+
+    def __new__(cls, data: bytes) -> Held:
+        cls.alive += 1
+        cls.most = max(cls.most, cls.alive)
+        return super().__new__(cls, data)
+
+    def __del__(self) -> None:
+        Held.alive -= 1
+
+
+class SlowlyOpened(InMemory):
+    def __call__(self) -> BinaryIO:
+        time.sleep(0.01)
+        return super().__call__()
+
+
+def test_bytes_that_a_stream_hands_over_are_bounded() -> None:
+    length = 4 * 2**20
+    large = PNGS[7] + bytes(length - len(PNGS[7]))
+    Held.most = 0
+    items = (Item(str(i), SlowlyOpened(Held(large))) for i in range(60))
+    summary = run(items, Scorer(0.05), Memory(), reading=Reading(SIZE), workers=2)
+    assert summary.scored == 60
+    # What waits, and what the source, its task and the threads have in hand.
+    assert MAX_HELD // length - 2 <= Held.most <= MAX_HELD // length + 4
+    assert Held.alive == 0
+    # Small ones are as many as ever: the bound is one of images then.
+    Held.most = 0
+    items = (Item(str(i), SlowlyOpened(Held(PNGS[7]))) for i in range(600))
+    run(items, Scorer(0.01), Memory(), reading=Reading(SIZE), workers=2)
+    assert Held.most > 64
+
+
 def test_decoding_and_scoring_overlap() -> None:
     def slow(i: int) -> Item:
         def opener() -> BinaryIO:
@@ -316,6 +363,83 @@ def test_whatever_fails_the_sink_is_aborted(where: str) -> None:
     with pytest.raises((OSError, KeyboardInterrupt)):
         run(source(), Scorer(), sink, reading=Reading(SIZE), batch_size=4)
     assert sink.state == "aborted"
+
+
+@pytest.mark.parametrize("where", [0, 1, 50, 100])
+def test_what_came_before_a_failing_source_is_written(where: int) -> None:
+    def source() -> Iterator[Item]:
+        for i in range(where):
+            yield broken(i) if i % 7 == 3 else item(i)
+        raise InputError("the share is gone")
+
+    sink = Memory()
+    with pytest.raises(InputError, match="the share is gone"):
+        run(source(), Scorer(0.001), sink, reading=Reading(SIZE), batch_size=8, workers=2)
+    assert sink.state == "aborted"
+    assert [key for key, _, _ in sink.flat()] == [f"{i:05}" for i in range(where)]
+    assert [error is None for _, _, error in sink.flat()] == [i % 7 != 3 for i in range(where)]
+
+
+def test_a_source_that_failed_is_not_asked_again() -> None:
+    class Flaky:
+        calls = 0
+
+        def __iter__(self) -> Flaky:
+            return self
+
+        def __next__(self) -> Item:
+            self.calls += 1
+            if self.calls == 11:
+                raise OSError("gone for a moment")
+            return item(self.calls)
+
+    source, sink = Flaky(), Memory()
+    with pytest.raises(OSError, match="gone for a moment"):
+        run(source, Scorer(), sink, reading=Reading(SIZE))
+    assert len(sink.flat()) == 10
+
+
+def test_what_came_before_a_failing_batch_is_written() -> None:
+    scorer = Scorer()
+
+    def failing(images: torch.Tensor) -> Any:
+        if len(scorer.batches) == 5:
+            raise RuntimeError("out of luck")
+        return scorer(images)
+
+    sink = Memory()
+    with pytest.raises(ScoringError):
+        run((item(i) for i in range(100)), failing, sink, reading=Reading(SIZE), batch_size=4)
+    assert len(sink.flat()) == 20
+    assert sink.state == "aborted"
+
+
+def test_seconds_of_the_stages() -> None:
+    def slow(i: int) -> Item:
+        def opener() -> BinaryIO:
+            time.sleep(0.01)
+            return io.BytesIO(PNGS[i])
+
+        return Item(str(i), opener)
+
+    def source() -> Iterator[Item]:
+        for i in range(32):
+            time.sleep(0.002)
+            yield slow(i)
+
+    class Slow(Memory):
+        def write(self, rows: Rows) -> None:
+            time.sleep(0.02)
+
+        def commit(self) -> None:
+            time.sleep(0.1)
+
+    summary = run(source(), Scorer(0.03), Slow(), reading=Reading(SIZE), batch_size=8, workers=2)
+    assert summary.workers == 2
+    assert 0.06 < summary.source_seconds < summary.seconds
+    assert 0.32 < summary.decode_seconds < 2 * summary.seconds  # of two threads
+    assert 0.12 < summary.scoring_seconds < summary.seconds
+    assert 0.18 < summary.write_seconds < summary.seconds
 
 
 def test_no_thread_outlives_a_run() -> None:
