@@ -36,7 +36,6 @@ class Worker:
     index: int
     count: int
     start: int  # of the run, see Store.start
-    parent: int  # its process id
     reports: int  # descriptor of a pipe
 
     @staticmethod
@@ -97,7 +96,7 @@ def _begin(
     args: Sequence[str], index: int, count: int, start: int, lock: int
 ) -> tuple[subprocess.Popen[bytes], int]:
     reading, writing = os.pipe()
-    worker = Worker(index, count, start, os.getpid(), writing)
+    worker = Worker(index, count, start, writing)
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     # Not `-m`, which would look for the package where the command is run.
     code = (
