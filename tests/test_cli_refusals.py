@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from command_line import COMMAND, face, one_line_error
@@ -25,7 +26,10 @@ from fiqa_fast.cli import main
         (["score", "nowhere"], "nowhere: no such file or directory"),
         (["score", "in", "-o", "out.xlsx"], "wanted a name ending in .parquet, .csv, .jsonl or .t"),
         (["score", "in", "-o", "no/out.csv"], "does not exist; create it first"),
-        (["score", "in", "-o", "out.csv", "--outputs", "embedding"], "use -o with a .parquet or"),
+        (
+            ["score", "in", "-o", "out.csv", "--outputs", "embedding", "--vectors", "columns"],
+            "use -o with",
+        ),
         (["score", "in", "--outputs", "embedding"], "the terminal cannot hold embedding"),
         (["score", "in", "--outputs", "nonsense"], "wanted some of score, embedding, patch_map, q"),
         (["score", "in", "in"], "named twice"),
@@ -81,7 +85,7 @@ def test_a_failing_scorer_leaves_the_old_table(
     monkeypatch.setattr(Scorer, "__call__", fail)
     path = tmp_path / "out.csv"
     path.write_text("old")
-    message = one_line_error(cli("score", gallery, "-o", path))
+    message = one_line_error(cli("score", gallery, "-o", path, "--overwrite"))
     assert message.startswith("the scorer failed: RuntimeError: CUDA out of memory. Tried to alloc")
     assert message.endswith("lower --batch-size")
     assert path.read_text() == "old"
@@ -105,7 +109,7 @@ def test_mistakes_of_ours_keep_their_traceback(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupts_leave_nothing_behind(
+def test_interrupts_keep_what_is_finished(
     tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     face(tmp_path / "a.png", 0)
@@ -113,27 +117,30 @@ def test_interrupts_leave_nothing_behind(
     path = tmp_path / "out.csv"
     path.write_text("old")
     process = subprocess.Popen(
-        [*COMMAND, "score", str(tmp_path / "list.txt"), "-o", str(path)],
+        [*COMMAND, "score", "list.txt", "-o", "out.csv", "--overwrite", "--save-every", "0"],
         cwd=tmp_path,  # not the source tree, which has no compiled libraries
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not any(name.endswith(".tmp") for name in os.listdir(tmp_path)):
+    state = tmp_path / ".out.csv.unfinished"
+    while len(list(state.glob("part-*.parquet"))) < 5:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.5)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == status, err
     assert out == ""
     assert "Traceback" not in err
+    kept = sum(pq.read_metadata(part).num_rows for part in state.glob("part-*.parquet"))
+    assert f"{kept} rows are kept; the same command goes on from there\n" in err
     if number == signal.SIGINT:
-        assert err == "fiqa-fast: interrupted\n"
+        assert err.endswith("\nfiqa-fast: interrupted\n")
     assert path.read_text() == "old"
-    assert sorted(os.listdir(tmp_path)) == ["a.png", "list.txt", "out.csv"]
+    assert sorted(os.listdir(tmp_path)) == [state.name, "a.png", "list.txt", "out.csv"]
+    assert not list(state.glob("*.tmp"))
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:

@@ -130,7 +130,9 @@ def test_early_exits_of_a_vit_fiqa_model(cli: Any, gallery: Path, tmp_path: Path
     model = ("--model", tmp_path / "m.pt", "--architecture", "num_heads=2")
     for options in (["--exit", 2], ["--fusion", "depth"], ["--outputs", "exit_scores"]):
         table = tmp_path / "out.parquet"
-        outcome = cli("score", gallery, "-o", table, *model, "--method", "ex-fiqa", *options)
+        outcome = cli(
+            "score", gallery, "-o", table, *model, "--method", "ex-fiqa", "--overwrite", *options
+        )
         assert outcome.status == 0, outcome.err
         assert "ex-fiqa, exit" in outcome.err
         assert pq.read_table(table).num_rows == 7

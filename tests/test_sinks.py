@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fiqa_fast.gallery import OutputError, Rows, open_sink, sinks
-from fiqa_fast.gallery.sinks import TerminalSink, check_sink
+from fiqa_fast.gallery import OutputError, Rows, open_sink
+from fiqa_fast.gallery.sinks import TerminalSink, parquet_table, plan_output
 
 KEYS = ["a b.jpg", 'quote" and, comma.jpg', "line\nbreak.jpg", "é☃.jpg", "caf\\xe9.jpg", "=1+1"]
 ERRORS = [None, "empty file, sadly", None, None, 'not "an" image', None]
@@ -132,18 +132,19 @@ def test_parquet_types_vectors_and_metadata(tmp_path: Path) -> None:
 def test_parquet_writes_row_groups_as_it_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sinks, "_GROUP_ROWS", 10)
+    monkeypatch.setattr(parquet_table, "_GROUP_ROWS", 10)
     path = tmp_path / "out.parquet"
     write(path, *[rows(vectors=True)] * 7)
     file = pq.ParquetFile(path)
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [
-        12,
-        12,
-        12,
-        6,
+        10,
+        10,
+        10,
+        10,
+        2,
     ]
     assert file.read()["path"].to_pylist() == KEYS * 7
-    monkeypatch.setattr(sinks, "_GROUP_BYTES", 4 * 12 * 6)
+    monkeypatch.setattr(parquet_table, "_GROUP_BYTES", 4 * 12 * 6)
     write(path, *[rows(vectors=True)] * 7)
     assert pq.ParquetFile(path).num_row_groups == 7
 
@@ -200,7 +201,7 @@ def test_new_files_have_ordinary_permissions(tmp_path: Path) -> None:
 
 
 def test_names_as_long_as_names_can_be(tmp_path: Path) -> None:
-    path = tmp_path / ("x" * 251 + ".csv")
+    path = tmp_path / ("x" * 239 + ".csv")  # and .record.json
     write(path, rows())
     assert len(read(path)) == 6
 
@@ -219,7 +220,7 @@ def test_targets_that_cannot_be_written(tmp_path: Path, name: str, match: str) -
     (tmp_path / "folder.csv").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(OutputError, match=match):
-        check_sink(str(tmp_path / name))
+        plan_output(str(tmp_path / name))
     with pytest.raises(OutputError, match=match):
         open_sink(str(tmp_path / name), ["score"], {})
 
@@ -234,20 +235,18 @@ def test_targets_without_permission(
     # Not by chmod, which does not stop root.
     monkeypatch.setattr(os, "access", lambda p, mode: Path(p) != locked)
     with pytest.raises(OutputError, match="must not be written"):
-        check_sink(str(path))
+        plan_output(str(path))
 
 
-@pytest.mark.parametrize("target", ["out.csv", "out.txt", None])
-def test_tables_of_single_values_refuse_vectors(tmp_path: Path, target: str | None) -> None:
-    path = None if target is None else str(tmp_path / target)
+@pytest.mark.parametrize("target", ["out.csv", "out.txt"])
+def test_tables_of_single_values_refuse_vector_columns(tmp_path: Path, target: str) -> None:
     with pytest.raises(OutputError, match=r"cannot hold embedding, patch_map: use -o with a .parq"):
-        check_sink(path, ["score", "embedding", "patch_map"])
+        plan_output(str(tmp_path / target), ["score", "embedding", "patch_map"], "columns")
 
 
-def test_check_says_whether_errors_have_a_column(tmp_path: Path) -> None:
-    holds = {suffix: check_sink(str(tmp_path / f"x{suffix}")) for suffix in SUFFIXES}
+def test_formats_say_whether_errors_have_a_column(tmp_path: Path) -> None:
+    holds = {suffix: plan_output(str(tmp_path / f"x{suffix}")).format.errors for suffix in SUFFIXES}
     assert holds == {".parquet": True, ".csv": True, ".jsonl": True, ".txt": False}
-    assert check_sink(None) is False
 
 
 class Stream(io.StringIO):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fiqa_fast.cli.errors import STRICT
-from fiqa_fast.cli.group import version
 from fiqa_fast.cli.options import (
     OUTPUTS,
     gallery_options,
@@ -17,49 +16,51 @@ from fiqa_fast.cli.options import (
     model_options,
     parse_outputs,
     quiet_pillow,
+    reading_options,
     scorer_options,
     split,
 )
+from fiqa_fast.cli.output import Output, output_options
 
 if TYPE_CHECKING:
     from fiqa_fast.gallery.runner import Summary
-    from fiqa_fast.gallery.sources import Source
 
 __all__ = ["command"]
 
 
 @click.command("score", no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    help="Table to write: .parquet, .csv, .jsonl or .txt. Without it, scores go to the terminal.",
-)
+@output_options
 @click.option(
     "--outputs",
     default="score",
     show_default=True,
     metavar="NAME,...",
-    help=f"Columns: {', '.join(OUTPUTS)}. All but score need a .parquet or .jsonl table.",
+    help=f"What to write: {', '.join(OUTPUTS)}.",
 )
 @model_options
 @scorer_options
+@reading_options
 @gallery_options
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     inputs: tuple[str, ...],
-    output: str | None,
     outputs: str,
     model: str,
     architecture: str | None,
     exit_block: int | None,
     threads: int | None,
+    peer_bgr: bool,
+    no_resize: bool,
     batch_size: int,
     workers: int | None,
     root: str | None,
     ext: str | None,
     strict: bool,
     quiet: bool,
+    processes: int,
     **options: Any,
 ) -> int:
     """Score aligned face crops: higher is better.
@@ -79,68 +80,93 @@ def command(
     that is not readable has an error text instead of a score, and the run goes on. A container
     that cannot be read to its end gives what it has, a row that says so, and status 1.
 
+    A run that is stopped, by whatever, goes on with the same command and ends with the same
+    table: finished rows are kept in a hidden folder beside it. A gallery that has grown is scored
+    where it is new. Settings that would change a value are refused for a table that is there.
+
     \b
     Examples:
       fiqa-fast score crops/
       fiqa-fast score crops/ -o scores.csv
       fiqa-fast score crops/ --ext jpg -o scores.parquet --outputs score,embedding
       fiqa-fast score 'shards/*.tar' -o scores.parquet
+      fiqa-fast score 'shards/*.tar' -o scores/ --shard 3/16     one of 16 machines, from 0
+      torchrun --nproc-per-node 8 --no-python fiqa-fast score train.rec -o scores/
       curl -s https://example.org/faces.tar.gz | fiqa-fast score - -o scores.csv
+      fiqa-fast score crops/ -o - | sort -t, -k2 -g | head       the worst first
       fiqa-fast score list.txt --root /data/faces -o scores.txt
       fiqa-fast score crops/ --gauge none --exit 4        published score of block 4
       fiqa-fast score crops/ --model vit.safetensors --architecture num_heads=8
     """
     quiet_pillow()
     # What can be refused is refused before the model is loaded and any image is read.
-    from fiqa_fast.gallery.sinks import check_sink
-    from fiqa_fast.gallery.sources import damages, open_sources, total
+    from fiqa_fast.gallery.sources import damages, open_sources, skipped, total
 
     names = parse_outputs(outputs)
-    has_errors = check_sink(output, names)
-    sources = open_sources(inputs, root, split(ext), output)
+    output = Output.plan(options, names)
+    sources = open_sources(inputs, root, split(ext), output.paths)
 
     from fiqa_fast.cli.scorer import make_scorer, meaning
+    from fiqa_fast.cli.spreading import ending, place, spread
+    from fiqa_fast.gallery.processes import Worker
 
+    worker = Worker.here()
+    threads, workers = place(options, threads, workers, processes, worker)
     scorer, size = make_scorer(load(model, architecture), names, exit_block, threads, options)
     from fiqa_fast.gallery.progress import choose_progress
     from fiqa_fast.gallery.runner import run
-    from fiqa_fast.gallery.sinks import open_sink, text_key
+    from fiqa_fast.gallery.sinks import text_key
+    from fiqa_fast.reading import Reading
 
-    count = None if quiet else total(sources)
-    progress = choose_progress(count, quiet, output is None and sys.stdout.isatty())
-    sink = open_sink(output, names, {**scorer.describe(), "version": version()})
-    summary = run(
-        (item for source in sources for item in source),
-        scorer,
-        sink,
-        size=size,
-        outputs=names,
-        batch_size=batch_size,
-        workers=workers,
-        progress=progress,
-        on_error=None if has_errors else lambda k, e: progress.tell(f"{text_key(k)}: {e}"),
-    )
+    reading = Reading(size, bgr=peer_bgr, resize=not no_resize)
+    facts = {**scorer.describe(), "reading": reading.describe()}
+    sink = output.open(facts, inputs, root, sources, worker)
+    count = None if quiet or worker or output.share.count > 1 else total(sources)
+    left = None if count is None else max(0, count - sink.kept)
+    silent = quiet or worker is not None
+    progress = choose_progress(left, silent, output.shows_scores and sys.stdout.isatty())
+    if sink.kept and not quiet:
+        progress.tell(f"{sink.kept} rows are there already")
+    on_error = None if output.holds_errors else lambda k, e: progress.tell(f"{text_key(k)}: {e}")
+    try:
+        if processes > 1 and worker is None:
+            summary, damaged, passed = spread(context.obj, processes, sink, sources, progress)
+        else:
+            summary = run(
+                sink.items(sources),
+                scorer,
+                sink,
+                reading=reading,
+                outputs=names,
+                batch_size=batch_size,
+                workers=workers,
+                progress=progress,
+                on_error=on_error,
+            )
+            damaged, passed = damages(sources), skipped(sources)
+    except BaseException:
+        if sink.stored:
+            progress.tell(f"{sink.stored} rows are kept; the same command goes on from there")
+        raise
+    if worker is not None:
+        worker.report(**ending(summary, damaged, passed))
+        return 0
     if not quiet:
-        facts = scorer.describe()
         arithmetic = f"{facts['dtype']} on {facts['device']}"
         click.echo(f"{model}: {meaning(scorer)}; {arithmetic}", err=True)
-        for line in _report(summary, sources, size, output, has_errors):
+        for line in [*_report(summary, passed, size, output), *sink.remarks()]:
             click.echo(line, err=True)
-    damaged = damages(sources)
     for line in damaged:
         click.echo(f"not read to its end: {line}", err=True)
     return STRICT if damaged or (strict and summary.failed) else 0
 
 
-def _report(
-    summary: Summary, sources: list[Source], size: int, output: str | None, has_errors: bool
-) -> list[str]:
-    from fiqa_fast.gallery.sources import skipped
-
+def _report(summary: Summary, passed: int, size: int, output: Output) -> list[str]:
     statistics = summary.statistics
     lines = [
         f"{summary.scored} of {summary.images} images scored in {summary.seconds:.1f} s, "
-        f"{summary.rate:.1f} images/s"
+        f"{summary.rate:.1f} images/s",
+        _shares(summary),
     ]
     if summary.scored:
         about = "" if statistics.exact else "about "
@@ -149,14 +175,26 @@ def _report(
             f"max {statistics.maximum:.6f}"
         )
     if summary.failed:
-        where = "in the column error" if has_errors else "above"
+        where = "in the column error" if output.holds_errors else "above"
         lines.append(f"{summary.failed} without a score; the reasons stand {where}")
     if summary.resized:
         much = f" ({summary.reduced} reduced more than twofold)" if summary.reduced else ""
         lines.append(f"{summary.resized} resized to {size} x {size}{much}: are they aligned crops?")
-    passed = skipped(sources)
     if passed:
         lines.append(f"{passed} passed over: links, pipes, devices, or members that are no images")
-    if output is not None:
-        lines.append(f"written to {output}")
     return lines
+
+
+def _shares(summary: Summary) -> str:
+    """Say how busy each stage was; they overlap, and the busiest is the one to make faster."""
+
+    def share(seconds: float, workers: int = 1) -> str:
+        percent = 100 * seconds / (summary.seconds * workers)
+        return f"{percent:.0f} %" if percent >= 1 else f"{percent:.1f} %"
+
+    threads = f" of {summary.workers} threads" if summary.workers > 1 else ""
+    return (
+        f"busy: source {share(summary.source_seconds)}, "
+        f"decode {share(summary.decode_seconds, summary.workers)}{threads}, "
+        f"model {share(summary.scoring_seconds)}, write {share(summary.write_seconds)}"
+    )

@@ -12,11 +12,10 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import BinaryIO
 
 from fiqa_fast.errors import ImageError
-from fiqa_fast.gallery.sources.item import MAX_IMAGE_BYTES, Item, Opening, failing_item
+from fiqa_fast.gallery.sources.item import MAX_IMAGE_BYTES, Item, Opening, Source, failing_item
 from fiqa_fast.gallery.sources.keys import Distinct
 from fiqa_fast.gallery.text import printable
 from fiqa_fast.images import describe, open_regular
@@ -28,7 +27,6 @@ __all__ = [
     "RandomFile",
     "check_size",
     "fails",
-    "in_memory",
     "is_sidecar",
 ]
 
@@ -96,11 +94,6 @@ def check_size(length: int) -> None:
         )
 
 
-def in_memory(data: bytes) -> Callable[[], BinaryIO]:
-    """Return what opens bytes that were read already."""
-    return partial(io.BytesIO, data)
-
-
 def fails(text: str) -> Callable[[], BinaryIO]:
     """Return what refuses to open."""
     return failing_item("", ImageError(text)).open
@@ -148,6 +141,15 @@ class Container:
             self.damage.append(f"{printable(self.path)}: {describe(error)}")
             rest = f"{self.opening.prefix}(rest of {printable(os.path.basename(self.path))})"
             yield failing_item(rest, ImageError(describe(error)))
+
+    def pieces(self) -> Iterator[Item | Source]:
+        """Yield the container itself."""
+        yield self
+
+    @property
+    def prefix(self) -> str:
+        """What the keys begin with."""
+        return self.opening.prefix
 
     def count(self) -> int | None:
         """Return how many images the container says it has, if it does."""

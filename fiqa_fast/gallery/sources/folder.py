@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fiqa_fast.gallery.sources.item import Item, failing_item, file_item
+from fiqa_fast.gallery.sources.item import Item, Source, failing_item, file_item
 from fiqa_fast.gallery.sources.keys import Distinct
 from fiqa_fast.gallery.text import printable
 from fiqa_fast.images import describe
@@ -28,12 +28,16 @@ class FolderSource:
     folder: str
     prefix: str = ""
     ext: frozenset[str] | None = None  # lower case, without the dot
-    exclude: frozenset[str] = frozenset()  # the output files, as real paths
+    exclude: frozenset[str] = frozenset()  # the output's files and folder, as real paths
     skipped: int = field(default=0, init=False)  # of the last iteration
 
     def __iter__(self) -> Iterator[Item]:
         """Walk the tree; memory holds the names of one branch only."""
         return (entry if isinstance(entry, Item) else file_item(*entry) for entry in self.walk())
+
+    def pieces(self) -> Iterator[Item | Source]:
+        """Yield the images."""
+        return iter(self)
 
     def walk(self) -> Iterator[Item | tuple[str, str]]:
         """Yield the key and path of each file, or an item that fails."""
@@ -82,7 +86,7 @@ class FolderSource:
             name = printable(entry.name)
             key = prefix + (distinct(name) if "\\" in name else name)
             if kind == "folder":
-                if self.enters(key + "/"):
+                if self.enters(key + "/") and not self._excluded(entry):
                     yield key + "/", entry.path
             elif kind == "other":
                 self.skipped += 1
@@ -113,10 +117,15 @@ class FileSource:
 
     path: str
     key: str
+    prefix: str = ""
 
     def __iter__(self) -> Iterator[Item]:
         """Yield the file."""
         yield file_item(self.key, self.path)
+
+    def pieces(self) -> Iterator[Item | Source]:
+        """Yield the file."""
+        return iter(self)
 
     def count(self) -> int:
         """Return 1."""

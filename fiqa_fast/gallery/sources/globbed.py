@@ -50,15 +50,21 @@ class GlobSource(FolderSource):
 
     def __iter__(self) -> Iterator[Item]:
         """Walk the folder; containers are opened as they come."""
+        for piece in self.pieces():
+            if isinstance(piece, Item):
+                yield piece
+            else:
+                yield from piece
+
+    def pieces(self) -> Iterator[Item | Source]:
+        """Yield images and containers as they match."""
         self.damage = []
         passed = 0
         for source in self._sources():
-            if isinstance(source, Item):
-                yield source
-                continue
-            yield from source
-            passed += getattr(source, "skipped", 0)
-            self.damage += getattr(source, "damage", [])
+            yield source
+            if not isinstance(source, Item):
+                passed += getattr(source, "skipped", 0)
+                self.damage += getattr(source, "damage", [])
         self.skipped += passed
 
     def count(self) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fiqa_fast.gallery.errors import InputError
-from fiqa_fast.gallery.sources.item import Item, Opening, file_item
+from fiqa_fast.gallery.sources.item import Item, Opening, Source, file_item
 from fiqa_fast.gallery.sources.keys import Distinct
 from fiqa_fast.gallery.text import printable
 from fiqa_fast.images import open_regular
@@ -34,6 +34,10 @@ class ListSource:
         for name in self._names():
             key = self.prefix + distinct(printable(name))
             yield file_item(key, os.path.join(self.root, name))
+
+    def pieces(self) -> Iterator[Item | Source]:
+        """Yield the images."""
+        return iter(self)
 
     def count(self) -> int:
         """Count the lines that are not blank."""

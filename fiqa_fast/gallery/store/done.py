@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a gallery has its row already.
+
+A run that was stopped finds, in an unchanged gallery, the rows it has at the gallery's start in
+the same order: they are compared one by one, in no memory to speak of. From the first difference
+on, which a changed gallery or several workers make, 16 bytes per remaining row are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+
+import numpy as np
+
+from fiqa_fast.gallery.sources import Item
+
+__all__ = ["Digests", "Done"]
+
+
+class Digests:
+    """A set of keys by their hashes of 128 bits, and which of them were met."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        joined = bytearray()
+        for key in keys:
+            joined += _digest(key)
+        self.values = np.frombuffer(bytes(joined), "V16").view("S16")
+        self.values = np.sort(self.values)
+        self._met = np.zeros(len(self.values), bool)
+
+    def meet(self, key: str) -> bool:
+        """Note that a key is there, and return whether the set has it."""
+        place = self._find(key)
+        if place < 0:
+            return False
+        self._met[place] = True
+        return True
+
+    def met(self, key: str) -> bool:
+        """Return whether a key of the set was met."""
+        return bool(self._met[self._find(key)])
+
+    @property
+    def unmet(self) -> int:
+        """How many were not met."""
+        return int(np.count_nonzero(~self._met))
+
+    def _find(self, key: str) -> int:
+        digest = np.bytes_(_digest(key))
+        place = int(np.searchsorted(self.values, digest))
+        return place if place < len(self.values) and self.values[place] == digest else -1
+
+
+def _digest(key: str) -> bytes:
+    # numpy's byte strings drop zeros at their end, from values and from what they are compared
+    # with alike.
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class Done:
+    """Leaves out of a gallery what ``known()`` names, keys as they stand in the table.
+
+    ``as_stored`` turns an item's key into that. Once all items have passed, ``vanished`` keys
+    remain that the gallery no longer has.
+    """
+
+    def __init__(
+        self, known: Callable[[], Iterator[str]], as_stored: Callable[[str], str] = str
+    ) -> None:
+        self._known = known
+        self._as_stored = as_stored
+        self._rest = known()
+        self._digests: Digests | None = None
+        self._behind = 0  # known keys that were compared in order
+        self.found = 0
+
+    def leave_out(self, items: Iterable[tuple[int, Item]]) -> Iterator[tuple[int, Item]]:
+        """Yield the items that are not known."""
+        expected = next(self._rest, None)
+        for place, item in items:
+            key = self._as_stored(item.key)
+            if self._digests is not None:
+                known = self._digests.meet(key)
+            elif expected is None:
+                known = False
+            elif key == expected:
+                known = True
+                expected = next(self._rest, None)
+                self._behind += 1
+            else:
+                self._digests = Digests(chain([expected], self._rest))
+                expected = None
+                known = self._digests.meet(key)
+            if known:
+                self.found += 1
+            else:
+                yield place, item
+        if expected is not None:  # the gallery ended first
+            self._digests = Digests(chain([expected], self._rest))
+
+    @property
+    def vanished(self) -> int:
+        """How many known keys the gallery does not have."""
+        return 0 if self._digests is None else self._digests.unmet
+
+    def examples(self, count: int = 3) -> list[str]:
+        """Return some keys that vanished."""
+        digests = self._digests
+        if digests is None:
+            return []
+        rest = islice(self._known(), self._behind, None)
+        return list(islice((key for key in rest if not digests.met(key)), count))

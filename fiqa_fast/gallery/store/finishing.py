@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From finished rows to the output in its place, at whatever moment the process is killed.
+
+All files are written and synchronised in a folder that then gets the name ``ready``. From there
+on nothing is computed any more: each file moves to its place, and whoever comes next goes on
+with that.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import BinaryIO
+
+from fiqa_fast.gallery.sinks import Family, Layout
+from fiqa_fast.gallery.store.lock import LOCK_NAME
+from fiqa_fast.gallery.store.parts import Part, rows_in_order
+from fiqa_fast.gallery.store.record import Record
+
+__all__ = ["clear", "move_into_place", "prepare"]
+
+_READY = "ready"
+
+
+def prepare(folder: str, layout: Layout, record: Record, parts: Sequence[Part]) -> None:
+    """Write the whole output into ``folder``/ready: the rows in place, then the new ones."""
+    making = os.path.join(folder, _READY + ".tmp")
+    shutil.rmtree(making, ignore_errors=True)
+    os.mkdir(making)
+    files: list[BinaryIO] = []
+
+    def create(path: str) -> BinaryIO:
+        files.append(open(os.path.join(making, os.path.basename(path)), "wb"))  # noqa: SIM115
+        if os.path.exists(path):
+            shutil.copymode(path, files[-1].name)
+        return files[-1]
+
+    try:
+        family = Family(layout, create, record.description(), recorded=True)
+        if record.extends:
+            family.copy(failed_too=not record.retries)
+        for rows in rows_in_order(parts):
+            family.write(rows)
+        family.finish()
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        for file in files:
+            with suppress(OSError):  # closing flushes, which fails again on a full disk
+                file.close()
+    _synchronise(making)
+    os.rename(making, os.path.join(folder, _READY))
+    _synchronise(folder)
+
+
+def move_into_place(folder: str, table: str) -> bool:
+    """Move what is ready to where ``table`` belongs, itself last; return whether that was needed.
+
+    The files are those of the run that made them ready, whatever is wanted now.
+    """
+    ready = os.path.join(folder, _READY)
+    if not os.path.isdir(ready):
+        return False
+    target, last = os.path.split(table)
+    for name in sorted(os.listdir(ready), key=lambda name: name == last):
+        os.replace(os.path.join(ready, name), os.path.join(target, name))
+    _synchronise(target)
+    return True
+
+
+def clear(folder: str) -> None:
+    """Remove everything but the lock; what is ready goes last, as long as parts are there."""
+    for name in sorted(os.listdir(folder), key=lambda name: name == _READY):
+        path = os.path.join(folder, name)
+        if name == LOCK_NAME:
+            continue
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+
+def _synchronise(folder: str) -> None:
+    with suppress(OSError):  # not every file system lets a folder be synchronised
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An output that a run can be killed over, at any moment, and go on with."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from fiqa_fast.gallery.errors import OutputError
+from fiqa_fast.gallery.sinks import Layout, Rows
+from fiqa_fast.gallery.sources import Item
+from fiqa_fast.gallery.store.done import Done
+from fiqa_fast.gallery.store.finishing import clear, move_into_place, prepare
+from fiqa_fast.gallery.store.lock import FolderLock
+from fiqa_fast.gallery.store.parts import PartFiles, keys_in_order
+from fiqa_fast.gallery.store.record import Record, differences
+from fiqa_fast.gallery.store.writer import SAVE_SECONDS, PartWriter
+
+__all__ = ["RECORD", "Store", "known_keys", "state_folder"]
+
+RECORD = "record.json"
+
+
+def state_folder(path: str) -> str:
+    """Return the hidden folder beside an output that holds it while it is unfinished."""
+    folder, name = os.path.split(os.path.realpath(path))
+    if len(os.fsencode(name)) > 200:  # names end at 255 bytes
+        name = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
+    return os.path.join(folder, f".{name}.unfinished")
+
+
+class Store:
+    """The rows of one output: those in place, those stored in parts, and those to come.
+
+    A sink for the runner: give it ``store.pending(numbered(sources))`` as its items.
+
+    Args:
+        layout: The files of the output.
+        settings: Everything that decides a value, JSON-able.
+        build: What computes here, see :func:`this_build`.
+        overwrite: Replace an output that is not one of these settings, or score it anew.
+        retry_errors: Score rows again that have an error.
+        save_seconds: After how long rows are stored at the latest.
+        guard: Called before failed rows are taken in; raises where not they are at fault.
+
+    Raises:
+        OutputError: Another run has the output, or it is of other settings, or of something
+            else, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        settings: Mapping[str, Any],
+        *,
+        build: Mapping[str, str] | None = None,
+        overwrite: bool = False,
+        retry_errors: bool = False,
+        save_seconds: float = SAVE_SECONDS,
+        guard: Callable[[], None] | None = None,
+    ) -> None:
+        self.layout = layout
+        self.folder = state_folder(layout.path)
+        self._guard = guard
+        self._queue: deque[int] = deque()
+        self._lock = FolderLock(self.folder, layout.path)
+        self._files = PartFiles(self.folder)
+        self.record = Record({})
+        try:
+            if move_into_place(self.folder, layout.path):
+                clear(self.folder)
+            for name in glob.glob(".fiqa-fast-*.tmp", root_dir=glob.escape(self.folder)):
+                os.unlink(os.path.join(self.folder, name))
+            self.record = self._begin(dict(settings), overwrite)
+            self._note(build, retry_errors)
+            parts = self._files.list()
+            self.kept = sum(part.count() for part in parts)
+            if self.record.extends:
+                self.kept += sum(1 for _ in self._entries())
+        except BaseException:
+            self._leave()
+            raise
+        self.start = 1 + max((part.start for part in parts), default=0)
+        self.writer = PartWriter(self._files, self.start, 0, layout.dtype, save_seconds)
+        known = partial(known_keys, layout, self.record, self._files, self.start)
+        self.done = Done(known, layout.format.table.key)
+
+    @property
+    def lock_fd(self) -> int:
+        """The descriptor that worker processes inherit."""
+        return self._lock.fd
+
+    def pending(self, items: Iterable[tuple[int, Item]]) -> Iterator[Item]:
+        """Yield the items without a row, whose rows :meth:`write` then expects in this order."""
+        for place, item in self.done.leave_out(items):
+            self._queue.append(place)
+            yield item
+
+    def write(self, rows: Rows) -> None:
+        """Take in the rows of pending items, in order."""
+        self.add(rows, [self._queue.popleft() for _ in range(len(rows))])
+
+    def add(self, rows: Rows, places: Sequence[int]) -> None:
+        """Take in rows in any order, each with its place in the gallery."""
+        if self._guard is not None and rows.failed.any():
+            self._guard()
+        self.writer.add(rows, places)
+
+    def commit(self) -> None:
+        """Put the whole output in its place and remove the folder beside it.
+
+        Raises :class:`OutputError` where that is impossible; all rows are kept then.
+        """
+        self.writer.flush()
+        try:
+            parts = self._files.list()
+            if parts or not self.record.extends or self.record.retries:
+                prepare(self.folder, self.layout, self.record, parts)
+                move_into_place(self.folder, self.layout.path)
+            clear(self.folder)
+            self._lock.remove()
+        except OSError as error:
+            raise OutputError(
+                f"{self.layout.path}: {error.strerror or error}; all rows are kept in "
+                f"{self.folder}: mend that and run the same command again"
+            ) from error
+        finally:
+            self._lock.release()
+
+    def abort(self) -> None:
+        """Keep what is finished for the next start of the run; without that, leave no trace."""
+        with suppress(OutputError, OSError):
+            self.writer.flush()
+        self._leave()
+
+    def _leave(self) -> None:
+        with suppress(OSError):
+            if self._lock.fd >= 0 and not self._files.list():
+                clear(self.folder)
+                self._lock.remove()
+        self._lock.release()
+
+    def _begin(self, settings: dict[str, Any], overwrite: bool) -> Record:
+        """Return the record to go on with, or raise :class:`OutputError` saying why not."""
+        there = os.path.lexists(self.layout.path)
+        try:
+            found = Record.load(os.path.join(self.folder, RECORD))
+        except OutputError:
+            if not overwrite:
+                raise
+            found = None
+        if found is not None:
+            other = differences(settings, found.settings)
+            if not other and not (overwrite and found.extends):
+                if there and not (found.extends or found.replaces or overwrite):
+                    raise OutputError(
+                        f"{self.layout.path}: this file has appeared while its rows were "
+                        "unfinished; move it away, or replace it with --overwrite"
+                    )
+                found.replaces |= overwrite
+                return found
+            if not overwrite:
+                raise OutputError(
+                    f"{self.layout.path}: its unfinished run has other settings "
+                    f"({'; '.join(other)}); repeat its command to finish it, or start anew with "
+                    "--overwrite"
+                )
+        if found is not None or overwrite:
+            clear(self.folder)
+        if there and not overwrite:
+            self._check_table(settings)
+            return Record(settings, extends=True)
+        return Record(settings, replaces=overwrite)
+
+    def _check_table(self, settings: dict[str, Any]) -> None:
+        """Raise :class:`OutputError` unless the table in place is one of these settings."""
+        path = self.layout.path
+        description = self.layout.description()
+        if not isinstance(description, dict):
+            raise OutputError(
+                f"{path}: this file exists, and nothing says how it was made; write to another "
+                "one, or replace it with --overwrite"
+            )
+        other = differences(settings, Record.settings_of(description))
+        if other:
+            raise OutputError(
+                f"{path}: holds rows of other settings ({'; '.join(other)}); write to another "
+                "file, or replace it with --overwrite"
+            )
+
+    def _note(self, build: Mapping[str, str] | None, retry_errors: bool) -> None:
+        """Bring the record up to this start of the run, and store it before any row."""
+        if self.record.extends and not self.record.builds:
+            description = self.layout.description()
+            self.record.builds = list(description.get("builds", []))
+        if build is not None and dict(build) not in self.record.builds:
+            self.record.builds.append(dict(build))
+        if retry_errors:
+            self._files.drop_failed()
+            if self.record.extends and any(failed for _, failed in self._entries(True)):
+                self.record.retries = True
+        self.record.save(os.path.join(self.folder, RECORD))
+
+    def _entries(self, failed_too: bool = False) -> Iterator[tuple[str, bool]]:
+        """Yield the keys of the table in place, failed ones unless they are scored again."""
+        return entries(self.layout, failed_too or not self.record.retries)
+
+
+def entries(layout: Layout, failed_too: bool) -> Iterator[tuple[str, bool]]:
+    """Yield the keys of the table that is in place, and whether each failed."""
+    for key, failed in layout.format.table.entries(layout.path):
+        if failed_too or not failed:
+            yield key, failed
+
+
+def known_keys(layout: Layout, record: Record, files: PartFiles, start: int) -> Iterator[str]:
+    """Yield the keys that had a row when the run was started for the ``start``-th time."""
+    if record.extends:
+        for key, _ in entries(layout, not record.retries):
+            yield key
+    yield from keys_in_order([part for part in files.list() if part.start < start])
