@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which column of a dataset holds images, and the pixels of its cells."""
+"""Which column of a dataset holds images, and the images in its cells."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources.container import check_size
 from fiqa_fast.gallery.sources.table_rows import IMAGE_NAMES
 from fiqa_fast.gallery.text import brief
-from fiqa_fast.images import Pixels, check_array, decode
+from fiqa_fast.images import Fitted, check_array
+from fiqa_fast.reading import Reading
 
-__all__ = ["ERROR", "find_column", "readers"]
+__all__ = ["ERROR", "Reader", "find_column", "readers"]
+
+Reader = Callable[[], Fitted]
 
 _PATH_NAMES = ("path", "image_path", "file_path", "file", "file_name", "filename")
 _WANTED = (
@@ -84,15 +87,15 @@ def _is_tensor(kind: pa.DataType) -> bool:
     return isinstance(kind, pa.BaseExtensionType) and "tensor" in kind.extension_name
 
 
-def readers(column: pa.ChunkedArray, root: str) -> Iterator[Callable[[], Pixels]]:
-    """Yield, for each cell, what returns its pixels, uint8 RGB [H, W, 3].
+def readers(column: pa.ChunkedArray, reading: Reading, root: str) -> Iterator[Reader]:
+    """Yield, for each cell, what returns its planes as ``reading`` has them.
 
     Relative paths start at ``root``. The returned functions raise
     :class:`fiqa_fast.ImageError`, and may be called from any thread.
     """
     kind = column.type
     if pa.types.is_struct(kind):
-        read: Callable[[Any, str], Pixels] = _from_struct
+        read: Callable[[Any, Reading, str], Fitted] = _from_struct
     elif _is_bytes(kind) or pa.types.is_null(kind):
         read = _from_bytes
     elif _is_tensor(kind):
@@ -100,37 +103,37 @@ def readers(column: pa.ChunkedArray, root: str) -> Iterator[Callable[[], Pixels]
     else:
         read = _from_path
     for cell in column:
-        yield partial(read, cell, root)
+        yield partial(read, cell, reading, root)
 
 
-def _from_bytes(cell: Any, _: str) -> Pixels:
+def _from_bytes(cell: Any, reading: Reading, _: str) -> Fitted:
     if not cell.is_valid:
         raise ImageError("wanted an encoded image, got nothing")
     buffer = cell.as_buffer()
     check_size(len(buffer))
-    return decode(buffer.to_pybytes())
+    return reading(buffer.to_pybytes())
 
 
-def _from_struct(cell: Any, root: str) -> Pixels:
+def _from_struct(cell: Any, reading: Reading, root: str) -> Fitted:
     """The layout of Hugging Face's datasets: bytes, or where there are none, a path to them."""
     if not cell.is_valid:
-        return _from_bytes(cell, root)
+        return _from_bytes(cell, reading, root)
     names = [field.name for field in cell.type]
     if ERROR in names and cell[ERROR].is_valid:
         raise ImageError(cell[ERROR].as_py())
     if not cell["bytes"].is_valid and "path" in names and cell["path"].is_valid:
-        return _from_path(cell["path"], root)
-    return _from_bytes(cell["bytes"], root)
+        return _from_path(cell["path"], reading, root)
+    return _from_bytes(cell["bytes"], reading, root)
 
 
-def _from_path(cell: Any, root: str) -> Pixels:
+def _from_path(cell: Any, reading: Reading, root: str) -> Fitted:
     if not cell.is_valid:
         raise ImageError("wanted the path of an image, got nothing")
-    return decode(os.path.join(root, cell.as_py()))
+    return reading(os.path.join(root, os.fsdecode(cell.as_py())))
 
 
-def _from_array(cell: Any, _: str) -> Pixels:
+def _from_array(cell: Any, reading: Reading, _: str) -> Fitted:
     if not cell.is_valid:
         raise ImageError("wanted an array, got nothing")
     value = cell.as_py()
-    return check_array(value if isinstance(value, np.ndarray) else cell.to_numpy())
+    return reading.fit(check_array(value if isinstance(value, np.ndarray) else cell.to_numpy()))

@@ -14,13 +14,17 @@ from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.ray.actor import Recipe, ScoreActor, check_names
 from fiqa_fast.ray.columns import find_column
 from fiqa_fast.ray.installed import import_ray
+from fiqa_fast.reading import Reading
 
 if TYPE_CHECKING:
     import ray.data
 
     from fiqa_fast.models import FaceViT
 
-__all__ = ["make_recipe", "score_dataset"]
+__all__ = ["UNDYING", "make_recipe", "pool", "score_dataset"]
+
+# A dead actor is started again, and its unfinished work done again, however often that takes.
+UNDYING = {"max_restarts": -1, "max_task_retries": -1}
 
 
 def score_dataset(
@@ -33,6 +37,8 @@ def score_dataset(
     concurrency: int | tuple[int, int] | None = None,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    peer_bgr: bool = False,
+    resize: bool = True,
     keep_image: bool = True,
     ray_remote_args: Mapping[str, Any] | None = None,
     **options: Any,
@@ -52,6 +58,8 @@ def score_dataset(
             as many as the cluster has room for.
         num_cpus: of each actor; as many threads decode, and as many compute.
         num_gpus: of each actor; without, it computes on the CPU.
+        peer_bgr: whether red and blue change places, as in the reference scripts.
+        resize: whether images of another size are resized, or refused.
         keep_image: whether the column of images stays.
         ray_remote_args: further options of Ray for the actors, such as ``resources``.
         options: further options of :class:`fiqa_fast.Scorer`: method, gauge, exit, dtype, ...
@@ -76,7 +84,7 @@ def score_dataset(
         raise InputError(f"wanted a ray.data.Dataset, got {type(dataset).__name__}")
     if batch_size < 1:
         raise InputError(f"batch_size: wanted at least 1, got {batch_size}")
-    recipe = make_recipe(model, outputs, num_cpus, num_gpus, options)
+    recipe = make_recipe(model, outputs, num_cpus, num_gpus, options, bgr=peer_bgr, resize=resize)
     # Where only running the steps before would tell the columns, the actors look for them.
     schema = getattr(dataset.schema(fetch_if_missing=False), "base_schema", None)
     if isinstance(schema, pyarrow.Schema):  # pandas' become tables on their way to an actor
@@ -88,11 +96,11 @@ def score_dataset(
         batch_format="pyarrow",
         zero_copy_batch=True,
         udf_modifying_row_count=False,
-        compute=_pool(ray, concurrency),
+        compute=pool(concurrency),
         num_cpus=num_cpus,
         num_gpus=num_gpus or None,
-        fn_constructor_args=(recipe, column, os.getcwd(), keep_image),
-        **{"max_restarts": -1, "max_task_retries": -1, **(ray_remote_args or {})},
+        fn_constructor_args=(recipe, column, os.getcwd(), keep_image, batch_size),
+        **{**UNDYING, **(ray_remote_args or {})},
     )
 
 
@@ -102,6 +110,10 @@ def make_recipe(
     num_cpus: float,
     num_gpus: float,
     options: Mapping[str, Any],
+    *,
+    bgr: bool = False,
+    resize: bool = True,
+    decoders: int | None = None,
 ) -> Recipe:
     """Check everything about the scorer that can be checked here, and put the model in Ray's care.
 
@@ -130,13 +142,16 @@ def make_recipe(
     scorer = Scorer(model, **{**checked, "device": "cpu", "dtype": "float32"})
     # A gauge stands in a file beside the model, here and not on every machine.
     checked["gauge"] = scorer.gauge
-    return Recipe(import_ray().put(model), checked, max(1, int(num_cpus)))
+    threads = max(1, int(num_cpus))
+    reading = Reading(model.config.img_size, bgr=bgr, resize=resize)
+    return Recipe(import_ray().put(model), checked, reading, threads, decoders or threads)
 
 
-def _pool(ray: Any, concurrency: int | tuple[int, int] | None) -> Any:
+def pool(concurrency: int | tuple[int, int] | None) -> Any:
+    """Return Ray's strategy of so many actors, or at least and at most so many."""
     least, most = concurrency if isinstance(concurrency, tuple) else (concurrency, concurrency)
     # Two batches at a time: one is decoded while the other is scored.
-    return ray.data.ActorPoolStrategy(
+    return import_ray().data.ActorPoolStrategy(
         min_size=least,
         max_size=most,
         max_concurrent_calls_per_actor=2,
