@@ -281,7 +281,7 @@ class Destination:
     @property
     def stored(self) -> int:
         """Rows that are there now, on disk."""
-        return 0 if self.store is None else self.store.kept + self.store.writer.stored
+        return 0 if self.store is None else self.store.stored()
 
     def write(self, rows: Rows) -> None:
         """Append rows."""
