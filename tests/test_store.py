@@ -133,7 +133,7 @@ def test_a_gallery_that_has_grown_is_scored_where_it_is_new(tmp_path: Path) -> N
     assert keys == KEYS[:10] + KEYS[20:] + new
     assert store.writer.stored == len(new)
     assert store.done.vanished == 5
-    assert store.done.examples() == KEYS[:3]
+    assert store.done.examples == KEYS[:3]
     again = open_store(path)
     before = os.stat(path).st_mtime_ns
     score_all(again, [KeySource(grown[:-2])])  # only fewer
@@ -431,3 +431,12 @@ def test_digests_are_a_set(keys: list[str], probes: list[str]) -> None:
     assert digests.unmet == len(set(keys) - set(probes))
     for key in keys:
         assert digests.met(key) == (key in probes)
+
+
+def test_many_keys_are_all_found() -> None:
+    keys = [f"{i}.jpg" for i in range(5000)]
+    digests = Digests(keys)
+    assert not any(digests.meet(f"{i}.png") for i in range(5000))
+    assert digests.unmet == 5000
+    assert all(digests.meet(key) for key in keys)
+    assert digests.unmet == 0

@@ -302,10 +302,10 @@ class Destination:
         lines = []
         done = self.store.done
         if done.vanished:
-            examples = ", ".join(done.examples())
+            more = ", ..." if done.vanished > len(done.examples) else ""
             lines.append(
                 f"{done.vanished} rows are of images that the gallery does not have any more "
-                f"({examples}{', ...' if done.vanished > 3 else ''}); they are kept"
+                f"({', '.join(done.examples)}{more}); they are kept"
             )
         builds = self.store.record.builds
         if len(builds) > 1:

@@ -123,6 +123,7 @@ class Store:
         Raises :class:`OutputError` where that is impossible; all rows are kept then.
         """
         self.writer.flush()
+        self.done.note_examples()
         try:
             parts = self._files.list()
             if parts or not self.record.extends or self.record.retries:
