@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,7 @@ class Recipe:
     reading: Reading
     threads: int  # for the model
     decoders: int  # threads that decode
-    expected: Mapping[str, Any] | None = None  # what describe() has to say, if that is known
+    expected: Mapping[str, Any] | None = None  # what describe() must not contradict
 
     def scorer(self) -> Scorer:
         """Make the scorer, and give torch its threads.
@@ -50,9 +51,9 @@ class Recipe:
 
         torch.set_num_threads(self.threads)
         scorer = Scorer(import_ray().get(self.model), **self.options)
-        facts = scorer.describe()
-        for name, wanted in (self.expected or facts).items():
-            if facts[name] != wanted:
+        facts = json.loads(json.dumps(scorer.describe()))  # as a record has them
+        for name, wanted in (self.expected or {}).items():
+            if facts.get(name, wanted) != wanted:
                 raise InputError(
                     f"the machines of this cluster differ: wanted {name} {wanted}, got "
                     f"{facts[name]} on this one; name it (dtype=, device=; --dtype, --device)"

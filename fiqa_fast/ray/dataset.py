@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
     from fiqa_fast.models import FaceViT
 
-__all__ = ["UNDYING", "make_recipe", "pool", "score_dataset"]
-
-# A dead actor is started again, and its unfinished work done again, however often that takes.
-UNDYING = {"max_restarts": -1, "max_task_retries": -1}
+__all__ = ["make_recipe", "pool", "score_dataset"]
 
 
 def score_dataset(
@@ -40,7 +37,7 @@ def score_dataset(
     peer_bgr: bool = False,
     resize: bool = True,
     keep_image: bool = True,
-    ray_remote_args: Mapping[str, Any] | None = None,
+    actor_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> ray.data.Dataset:
     """Score the images of a Ray dataset; nothing runs before the result is consumed.
@@ -61,7 +58,7 @@ def score_dataset(
         peer_bgr: whether red and blue change places, as in the reference scripts.
         resize: whether images of another size are resized, or refused.
         keep_image: whether the column of images stays.
-        ray_remote_args: further options of Ray for the actors, such as ``resources``.
+        actor_options: further options of ``map_batches`` for the actors, such as ``resources``.
         options: further options of :class:`fiqa_fast.Scorer`: method, gauge, exit, dtype, ...
 
     Returns:
@@ -100,7 +97,7 @@ def score_dataset(
         num_cpus=num_cpus,
         num_gpus=num_gpus or None,
         fn_constructor_args=(recipe, column, os.getcwd(), keep_image, batch_size),
-        **{**UNDYING, **(ray_remote_args or {})},
+        **(actor_options or {}),
     )
 
 

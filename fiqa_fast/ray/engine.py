@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from fiqa_fast.gallery.sources import Source, damages, skipped
 from fiqa_fast.gallery.store import Store, this_build
 from fiqa_fast.ray.actor import RESIZED, Recipe, ScoreActor
 from fiqa_fast.ray.cluster import in_one_line
-from fiqa_fast.ray.dataset import UNDYING, pool
+from fiqa_fast.ray.dataset import pool
 from fiqa_fast.ray.slices import NOTE, Gallery, note_of, slices_of
 
 __all__ = ["Engine", "Outcome"]
@@ -74,14 +74,13 @@ class Engine:
         root: str | None,
         progress: Progress,
         *,
-        expected: Mapping[str, Any],
         batch_size: int = 32,
         on_error: Callable[[str, str], None] | None = None,
     ) -> Outcome:
         """Score what has no row yet, put the output in its place, and say what was done.
 
-        ``expected`` is what :meth:`describe` said: an actor whose scorer says otherwise is
-        refused. Raises what reading, scoring and storing raise; all finished rows are kept then.
+        Raises what reading, scoring and storing raise; all finished rows are kept then. An actor
+        whose scorer is not the one that ``store`` is for is refused.
         """
         start = time.perf_counter()
         summary = Summary()
@@ -96,7 +95,7 @@ class Engine:
             gallery = Gallery(
                 slices, list(inputs), root, os.getcwd(), done, store.layout.format.table.key
             )
-            recipe = replace(self.recipe, expected=expected)
+            recipe = replace(self.recipe, expected=store.record.settings)
             with in_one_line():
                 for table in self._tables(gallery, recipe, actors, batch_size):
                     places = table.column("place").to_numpy()
@@ -146,9 +145,8 @@ class Engine:
             read,
             batch_size=1,
             batch_format="pyarrow",
-            num_cpus=0.01,  # so that actors may have all of the rest
+            num_cpus=0,  # actors may have them all, and readers wait for disks
             compute=data.TaskPoolStrategy(size=max(2, actors)),
-            max_retries=-1,
         ).repartition(target_num_rows_per_block=_ROWS_PER_CALL)
         scored = tables.map_batches(
             GalleryActor,
@@ -158,7 +156,6 @@ class Engine:
             num_cpus=self.num_cpus,
             num_gpus=self.num_gpus or None,
             fn_constructor_args=(recipe, replace(gallery, slices=(), done=None), batch_size),
-            **UNDYING,
         )
         return scored.iter_batches(batch_size=None, batch_format="pyarrow")
 
@@ -199,9 +196,7 @@ def _rows(table: pa.Table) -> Rows:
         for name in table.column_names
         if name not in known and len(table)
     }
-    return Rows(
-        table.column("key").to_pylist(), table.column("error").to_pylist(), score, columns
-    )
+    return Rows(table.column("key").to_pylist(), table.column("error").to_pylist(), score, columns)
 
 
 def _count(summary: Summary, rows: Rows, resized: Any) -> None:

@@ -11,7 +11,16 @@ from typing import BinaryIO, NoReturn, Protocol
 
 from fiqa_fast.images import open_regular
 
-__all__ = ["MAX_IMAGE_BYTES", "InMemory", "Item", "Opening", "Source", "failing_item", "file_item", "path_of"]
+__all__ = [
+    "MAX_IMAGE_BYTES",
+    "InMemory",
+    "Item",
+    "Opening",
+    "Source",
+    "failing_item",
+    "file_item",
+    "path_of",
+]
 
 # Of one encoded image inside a container. An aligned crop takes ten kilobytes; whoever claims
 # gigabytes wants memory.
@@ -101,5 +110,6 @@ def file_item(key: str, path: str) -> Item:
 
 def path_of(item: Item) -> str | None:
     """Return the path of an image file's item; None for what is no file of its own."""
-    opens_file = isinstance(item.open, partial) and item.open.func is open_regular
-    return str(item.open.args[0]) if opens_file else None
+    if isinstance(item.open, partial) and item.open.func is open_regular:
+        return str(item.open.args[0])
+    return None
