@@ -28,11 +28,9 @@ from fiqa_fast.gallery.store import Store, this_build
 from fiqa_fast.ray.actor import RESIZED, Recipe, ScoreActor
 from fiqa_fast.ray.cluster import in_one_line
 from fiqa_fast.ray.dataset import pool
-from fiqa_fast.ray.slices import NOTE, Gallery, note_of, slices_of
+from fiqa_fast.ray.slices import NOTE, TABLE_BYTES, Gallery, note_of, slices_of
 
 __all__ = ["Engine", "Outcome"]
-
-_ROWS_PER_CALL = 128  # what an actor is given at once: at most this is done again when it dies
 
 Outcome = tuple[Summary, list[str], int]  # what was done, what is damaged, what was passed over
 
@@ -140,17 +138,17 @@ class Engine:
         context = tasks.context
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        context.target_max_block_size = 2**20
+        context.target_max_block_size = TABLE_BYTES
         tables = tasks.map_batches(
             read,
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=0,  # actors may have them all, and readers wait for disks
             compute=data.TaskPoolStrategy(size=max(2, actors)),
-        ).repartition(target_num_rows_per_block=_ROWS_PER_CALL)
+        )
         scored = tables.map_batches(
             GalleryActor,
-            batch_size=_ROWS_PER_CALL,
+            batch_size=None,
             batch_format="pyarrow",
             compute=pool(actors),
             num_cpus=self.num_cpus,

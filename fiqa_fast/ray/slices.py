@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A gallery in slices, each read by one task: its loose files, and its containers.
 
-Files travel as paths, which actors open; what a container holds travels as encoded bytes. Both
-go in small tables with the place of each image in the gallery.
+Images travel as encoded bytes, in small tables with the place of each in the gallery.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from fiqa_fast.gallery.text import printable
 from fiqa_fast.images import describe
 from fiqa_fast.ray.columns import ERROR
 
-__all__ = ["NOTE", "Gallery", "Slice", "note_of", "slices_of"]
+__all__ = ["NOTE", "TABLE_BYTES", "Gallery", "Slice", "note_of", "slices_of"]
 
 NOTE = -1  # the place of a row that is no image but what a reader has to say
 # Of one table: small enough that little is lost with an actor and that memory stays flat.
-_ROWS, _BYTES = 128, 2**20
+TABLE_BYTES = 2**19
 _SCHEMA = pa.schema(
     [
         ("place", pa.int64()),
@@ -62,7 +61,8 @@ class Slice:
 def slices_of(sources: Sequence[Source], share: Share, wanted: int) -> list[Slice]:
     """Cut a share of a gallery into slices, in the gallery's order, about ``wanted`` at least.
 
-    Where there are fewer containers, several tasks read each, and share its images by their keys.
+    Where there are fewer containers, several tasks read each, and share its images by their keys;
+    so do those that read the loose files.
     """
     containers, loose, number = [], False, 0
     for source in sources:
@@ -73,11 +73,12 @@ def slices_of(sources: Sequence[Source], share: Share, wanted: int) -> list[Slic
             if share.takes_container(number):
                 containers.append((number, piece))
             number += 1
+    parts = -(-wanted // max(1, len(containers) + loose))
     slices = []
-    if loose:
-        slices.append(Slice(sources, _Loose(share.index, share.count, share.by)))
+    for i in range(parts if loose else 0):
+        part = share.part(i, parts)
+        slices.append(Slice(sources, _Loose(part.index, part.count, part.by)))
     whole = Share() if share.by == "containers" else share
-    parts = -(-wanted // len(containers)) if containers else 0
     for number, container in containers:
         for i in range(parts):
             slices.append(Slice([container], whole.part(i, parts), 2 * number * SLOT, i == 0))
@@ -122,8 +123,8 @@ class Gallery:
             if image[ERROR] is not None:
                 presence.check()
             rows.append({"place": place + part.offset, "key": item.key, "image": image})
-            size += len(image["bytes"] or b"")
-            if len(rows) >= _ROWS or size >= _BYTES:
+            size += 200 + len(image["bytes"] or b"")
+            if size >= TABLE_BYTES:
                 yield pa.Table.from_pylist(rows, _SCHEMA)
                 rows, size = [], 0
         note = {
@@ -143,14 +144,15 @@ def note_of(key: str) -> dict[str, Any]:
 
 
 def _image(item: Item) -> dict[str, Any]:
-    path = path_of(item)
-    if path is not None:
-        return {"bytes": None, "path": os.fsencode(path), ERROR: None}
     try:
         with item.open() as file:
             data = file.read(MAX_IMAGE_BYTES + 1)
+        if len(data) <= MAX_IMAGE_BYTES:
+            return {"bytes": data, "path": None, ERROR: None}
+        path = path_of(item)  # a file may be larger: its actor opens it
+        if path is not None:
+            return {"bytes": None, "path": os.fsencode(path), ERROR: None}
         check_size(len(data))
-        return {"bytes": data, "path": None, ERROR: None}
     except ImageError as error:
         text = str(error)
     except Exception as error:  # what a storage raises concerns this image alone
