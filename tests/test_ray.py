@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import io
+import os
+import pickle
 import re
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -16,16 +20,23 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from command_line import COMMAND, Outcome, one_line_error
+from containers import write_rec, write_tar, write_zip
 from PIL import Image
 
 import fiqa_fast
-from fiqa_fast.gallery import InputError
+from fiqa_fast.gallery import InputError, open_sources
+from fiqa_fast.gallery.shares import Share, numbered
 from fiqa_fast.images import decode
 from fiqa_fast.ray.actor import ScoreActor
 from fiqa_fast.ray.dataset import make_recipe
+from fiqa_fast.ray.slices import slices_of
 
+TEXT = {"capture_output": True, "text": True, "check": False}
+TEXT_PIPES = {"stderr": subprocess.PIPE, "text": True}
 ACTORS = 2
 WAIT = 60.0  # seconds until something that happens in one or two is given up
 
@@ -263,12 +274,119 @@ def test_a_killed_actor_loses_nothing(
             assert row["error"]
 
 
+FILES = {f"{i:03}.png": data for i, data in enumerate([*IMAGES, *BROKEN] * 5)}
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> list[Path]:
+    """A folder with files and containers, a container of its own, one that is cut off."""
+    names = sorted(FILES)
+    folder = tmp_path / "faces"
+    (folder / "inner").mkdir(parents=True)
+    for name in names[:50]:
+        (folder / "inner" / name).write_bytes(FILES[name])
+    images = {name: FILES[name] for name in names[50:90]}
+    write_tar(folder / "a.tar", images)
+    write_zip(folder / "b.zip", images)
+    record = write_rec(tmp_path / "c.rec", {name: FILES[name] for name in names[90:]})
+    cut = write_tar(tmp_path / "cut.tar", images)
+    cut.write_bytes(cut.read_bytes()[:100_000])
+    return [folder, record, cut]
+
+
+@pytest.mark.parametrize("share", [Share(), Share(1, 3), Share(1, 3, "containers")])
+@pytest.mark.parametrize("wanted", [1, 2, 9])
+def test_slices_are_the_gallery(mixed: list[Path], share: Share, wanted: int) -> None:
+    sources = open_sources(mixed)
+    expected = [(place, item.key) for place, item in numbered(sources, share)]
+    found = []
+    for part in pickle.loads(pickle.dumps(slices_of(sources, share, wanted))):
+        items = numbered(part.sources, part.share)
+        found += [(place + part.offset, item.key) for place, item in items]
+    assert sorted(found) == expected
+    assert len(found) > 20
+
+
+def test_a_killed_driver_and_a_killed_actor_lose_nothing(
+    ray: Any, mixed: list[Path], tmp_path: Path
+) -> None:
+    """The driver in the first run, an actor in the second, which goes on; the same table."""
+    options = ["--outputs", "score,embedding", "--batch-size", "8", "--threads", "1"]
+    command = [*COMMAND, "score", *map(str, mixed), *options]
+    local = subprocess.run([*command, "-o", tmp_path / "local.parquet"], cwd=tmp_path, **TEXT)
+    address = ray.get_runtime_context().gcs_address
+    remote = [*command, "-o", tmp_path / "ray.parquet", "--save-every", "0"]
+    remote += ["--engine", "ray", "--ray-address", address, "--actors", str(ACTORS)]
+    total = pq.read_metadata(tmp_path / "local.parquet").num_rows
+    parts = tmp_path / ".ray.parquet.unfinished"
+
+    def stored() -> int:
+        files = parts.glob("part-*.parquet")
+        return sum(pq.read_metadata(file).num_rows for file in files)
+
+    with subprocess.Popen(remote, cwd=tmp_path, stderr=subprocess.DEVNULL) as driver:
+        until(stored)
+        driver.kill()
+    before = stored()
+    assert 0 < before < total
+    until(lambda: not actors())
+
+    with subprocess.Popen(remote, cwd=tmp_path, **TEXT_PIPES) as driver:
+        until(lambda: stored() > before)
+        both = actors()
+        assert len(both) == ACTORS
+        for process in both:
+            process.send_signal(signal.SIGSTOP)
+        assert stored() < total
+        both[0].kill()
+        both[1].send_signal(signal.SIGCONT)
+        _, err = driver.communicate(timeout=WAIT)
+    assert driver.returncode == local.returncode == 1, err  # an archive is cut off
+    assert f"{before} rows are there already" in err
+    assert (tmp_path / "ray.parquet").read_bytes() == (tmp_path / "local.parquet").read_bytes()
+    told = ("passed over", "not read to its end")
+    for line in local.stderr.splitlines():
+        assert line in err or not any(words in line for words in told)
+    assert not parts.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], "--engine ray needs a table to write: -o FILE or -o DIR/"),
+        (["-o", "-"], "--engine ray needs a table to write: -o FILE or -o DIR/"),
+        (["-o", "x.csv", "--processes", "2"], "--engine ray has --actors, not --processes"),
+        (["-o", "x.csv", "--ray-address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1: "),
+    ],
+)
+def test_refused_in_one_line(
+    options: list[str],
+    wanted: str,
+    cli: Callable[..., Outcome],
+    gallery: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("ray.data", reason="Ray Data is not installed")
+    monkeypatch.chdir(tmp_path)
+    assert one_line_error(cli("score", gallery, "--engine", "ray", *options)).startswith(wanted)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def test_without_ray(
+    cli: Callable[..., Outcome], gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    outcome = cli("score", gallery, "-o", tmp_path / "x.csv", "--engine", "ray")
+    assert "pip install 'fiqa_fast[ray]'" in one_line_error(outcome)
+
+
 def actors() -> list[psutil.Process]:
     """The processes of the actors of this process's own cluster."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "ScoreActor" in " ".join(process.cmdline()):
+            if "Actor)" in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:  # gone meanwhile
             continue
