@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import os
 import stat
+import threading
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -46,6 +48,10 @@ Pixels = npt.NDArray[np.uint8]
 # Photographs only: Pillow's other formats (EPS among them) start interpreters or are not images.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 MAX_PIXELS = 64 * 2**20
+# Ten bytes for every pixel while an image is decoded: beyond this size one at a time, or as many
+# threads as decode would take as many times 640 MiB.
+_LARGE_PIXELS = 8 * 2**20
+_large = threading.Lock()
 
 _WANTED = "wanted a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or JPEG 2000 image"
 # Modes that Pillow converts to RGB with a defined meaning; 16-bit grey is scaled here.
@@ -147,8 +153,23 @@ def _decode_file(file: BinaryIO) -> Pixels:
             raise ImageError(f"wanted at most {MAX_PIXELS // 2**20} Mpixel, got {width} x {height}")
         if min(width, height) < 1:
             raise ImageError(f"wanted at least one pixel, got {width} x {height}")
-        image.load()
-        return _to_rgb(image)
+        with _turn(width * height):
+            image.load()
+            return _to_rgb(image)
+
+
+def _turn(pixels: int) -> AbstractContextManager[object]:
+    return _large if pixels > _LARGE_PIXELS else nullcontext()
+
+
+def _forget() -> None:
+    """Who held the lock did not come along through a fork."""
+    global _large
+    _large = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
@@ -219,10 +240,10 @@ def load_image(
             "wanted a path, a PIL image or a uint8 RGB array [H, W, 3], "
             f"got {type(item).__module__}.{type(item).__qualname__}"
         )
-    planes, reduction = fit(pixels, size)
-    if reduction > 2:
+    fitted = fit(pixels, size)
+    if fitted.reduction > 2:
         _warn(pixels.shape[0], pixels.shape[1], size)
-    return torch.from_numpy(planes)
+    return torch.from_numpy(fitted.planes)
 
 
 def _check_array(array: Pixels) -> Pixels:
@@ -253,6 +274,7 @@ class Fitted(NamedTuple):
 
     planes: Pixels  # [3, size, size]
     reduction: float
+    resized: bool
 
 
 def fit(pixels: Pixels, size: int) -> Fitted:
@@ -263,8 +285,8 @@ def fit(pixels: Pixels, size: int) -> Fitted:
     height, width = pixels.shape[:2]
     planes = pixels.transpose(2, 0, 1)
     if (height, width) != (size, size):
-        return Fitted(_bilinear_numpy(planes, size), max(height, width) / size)
-    return Fitted(np.array(planes, order="C"), 1.0)
+        return Fitted(_bilinear_numpy(planes, size), max(height, width) / size, True)
+    return Fitted(np.array(planes, order="C"), 1.0, False)
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:  # [..., H, W] -> [..., size, size]

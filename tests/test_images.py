@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import struct
+import time
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fiqa_fast import images
 from fiqa_fast.errors import ImageError
 from fiqa_fast.images import (
     MAX_PIXELS,
@@ -331,3 +335,34 @@ def test_a_large_reduction_warns_and_a_small_one_does_not() -> None:
 def test_resize_refuses_other_tensors(images: torch.Tensor) -> None:
     with pytest.raises(ImageError, match=r"wanted uint8 images .* got "):
         resize(images, 112)
+
+
+def test_large_images_are_decoded_one_at_a_time() -> None:
+    # Nine megapixels; the size of the file says nothing.
+    large, small = (encode(Image.new("L", (side, side)), "PNG") for side in (3000, 100))
+    with images._large, ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(decode, large)
+        assert pool.submit(decode, small).result(timeout=30).shape == (100, 100, 3)
+        assert wait([waiting], timeout=0.2).not_done
+        images._large.release()
+        assert waiting.result(timeout=30).shape == (3000, 3000, 3)
+        images._large.acquire()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_wait_for_its_parent_s_threads() -> None:
+    large = encode(Image.new("L", (3000, 3000)), "PNG")
+    with images._large:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if decode(large).shape == (3000, 3000, 3) else 1)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                assert status == 0
+                return
+            time.sleep(0.02)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    pytest.fail("the child waits for ever")

@@ -18,9 +18,20 @@ import torch
 from PIL import Image
 
 from fiqa_fast.errors import ImageError
-from fiqa_fast.gallery import Item, Rows, ScoringError, open_sink, open_sources, run
+from fiqa_fast.gallery import (
+    InputError,
+    Item,
+    Rows,
+    ScoringError,
+    open_sink,
+    open_sources,
+    run,
+)
+from fiqa_fast.gallery.decoding import MAX_HELD
 from fiqa_fast.gallery.progress import LineProgress, SilentProgress
+from fiqa_fast.gallery.sources.item import InMemory
 from fiqa_fast.gallery.statistics import ScoreStatistics
+from fiqa_fast.reading import Reading
 
 SIZE = 16
 
@@ -100,7 +111,7 @@ def test_rows_come_in_order_with_their_errors(batch_size: int, workers: int) -> 
         items,
         scorer,
         sink,
-        size=SIZE,
+        reading=Reading(SIZE),
         batch_size=batch_size,
         workers=workers,
         on_error=lambda key, error: told.append(key),
@@ -128,7 +139,7 @@ def test_rows_come_in_order_with_their_errors(batch_size: int, workers: int) -> 
 def test_any_exception_of_an_item_is_a_row() -> None:
     errors = [ImageError("bad"), OSError(5, "Input/output error"), ValueError("odd"), KeyError("k")]
     sink = Memory()
-    run([broken(i, e) for i, e in enumerate(errors)], Scorer(), sink, size=SIZE)
+    run([broken(i, e) for i, e in enumerate(errors)], Scorer(), sink, reading=Reading(SIZE))
     assert [error for _, _, error in sink.flat()] == [
         "bad",
         "input/output error",
@@ -142,7 +153,7 @@ def test_scores_that_are_not_finite_are_errors() -> None:
         return SimpleNamespace(score=torch.tensor([1.0, float("nan"), float("inf")]))
 
     sink = Memory()
-    summary = run([item(i) for i in range(3)], scorer, sink, size=SIZE)
+    summary = run([item(i) for i in range(3)], scorer, sink, reading=Reading(SIZE))
     assert summary.failed == 2
     assert [error for _, _, error in sink.flat()] == [
         None,
@@ -159,7 +170,7 @@ def test_other_outputs_follow_their_rows() -> None:
         items,
         Scorer(),
         sink,
-        size=SIZE,
+        reading=Reading(SIZE),
         outputs=("score", "embedding", "patch_map"),
         batch_size=2,
     )
@@ -176,7 +187,9 @@ def test_other_outputs_follow_their_rows() -> None:
 def test_a_gallery_of_broken_images_has_columns_too(tmp_path: Path) -> None:
     sink = open_sink(str(tmp_path / "out.parquet"), ["score", "embedding"], {})
     outputs = ("score", "embedding")
-    summary = run([broken(i) for i in range(9)], Scorer(), sink, size=SIZE, outputs=outputs)
+    summary = run(
+        [broken(i) for i in range(9)], Scorer(), sink, reading=Reading(SIZE), outputs=outputs
+    )
     assert summary.scored == 0
     import pyarrow.parquet as pq
 
@@ -187,7 +200,7 @@ def test_a_gallery_of_broken_images_has_columns_too(tmp_path: Path) -> None:
 
 def test_a_long_stretch_of_broken_images_is_written_as_it_goes() -> None:
     sink = Memory()
-    run((broken(i) for i in range(10000)), Scorer(), sink, size=SIZE, batch_size=8)
+    run((broken(i) for i in range(10000)), Scorer(), sink, reading=Reading(SIZE), batch_size=8)
     assert len(sink.rows) == 3
 
 
@@ -206,10 +219,47 @@ def test_memory_is_bounded_however_long_the_gallery() -> None:
             nonlocal written
             written += len(rows)
 
-    run(endless(), Scorer(0.001), Counting(), size=SIZE, batch_size=16, workers=4)
+    run(endless(), Scorer(0.001), Counting(), reading=Reading(SIZE), batch_size=16, workers=4)
     assert written == 3000
     # Two batches being scored, one being packed, the window of two and a chunk for each thread.
     assert ahead <= 5 * 16 + 8 * (4 + 1)
+
+
+class Held(bytes):
+    """Bytes that count how many of them are alive."""
+
+    alive = most = 0
+
+    def __new__(cls, data: bytes) -> Held:
+        cls.alive += 1
+        cls.most = max(cls.most, cls.alive)
+        return super().__new__(cls, data)
+
+    def __del__(self) -> None:
+        Held.alive -= 1
+
+
+class SlowlyOpened(InMemory):
+    def __call__(self) -> BinaryIO:
+        time.sleep(0.01)
+        return super().__call__()
+
+
+def test_bytes_that_a_stream_hands_over_are_bounded() -> None:
+    length = 4 * 2**20
+    large = PNGS[7] + bytes(length - len(PNGS[7]))
+    Held.most = 0
+    items = (Item(str(i), SlowlyOpened(Held(large))) for i in range(60))
+    summary = run(items, Scorer(0.05), Memory(), reading=Reading(SIZE), workers=2)
+    assert summary.scored == 60
+    # What waits, and what the source, its task and the threads have in hand.
+    assert MAX_HELD // length - 2 <= Held.most <= MAX_HELD // length + 4
+    assert Held.alive == 0
+    # Small ones are as many as ever: the bound is one of images then.
+    Held.most = 0
+    items = (Item(str(i), SlowlyOpened(Held(PNGS[7]))) for i in range(600))
+    run(items, Scorer(0.01), Memory(), reading=Reading(SIZE), workers=2)
+    assert Held.most > 64
 
 
 def test_decoding_and_scoring_overlap() -> None:
@@ -222,7 +272,12 @@ def test_decoding_and_scoring_overlap() -> None:
 
     start = time.perf_counter()
     summary = run(
-        [slow(i) for i in range(96)], Scorer(0.04), Memory(), size=SIZE, batch_size=8, workers=1
+        [slow(i) for i in range(96)],
+        Scorer(0.04),
+        Memory(),
+        reading=Reading(SIZE),
+        batch_size=8,
+        workers=1,
     )
     elapsed = time.perf_counter() - start
     # Each alone takes 0.48 s. One after the other they would take 0.96 s.
@@ -240,14 +295,14 @@ def test_decode_threads_work_at_once() -> None:
     items = [
         Item(str(i), meeting if i % 8 == 0 else lambda: io.BytesIO(PNGS[1])) for i in range(64)
     ]
-    summary = run(items, Scorer(), Memory(), size=SIZE, batch_size=32, workers=4)
+    summary = run(items, Scorer(), Memory(), reading=Reading(SIZE), batch_size=32, workers=4)
     assert summary.failed == 0
 
 
 def test_resized_images_are_counted() -> None:
     sizes = [SIZE, SIZE, 8, 2 * SIZE, 2 * SIZE + 1, 90]
     items = [Item(str(i), lambda s=s: io.BytesIO(png(7, s))) for i, s in enumerate(sizes)]
-    summary = run(items, Scorer(), Memory(), size=SIZE)
+    summary = run(items, Scorer(), Memory(), reading=Reading(SIZE))
     assert (summary.resized, summary.reduced) == (4, 2)
 
 
@@ -266,7 +321,7 @@ def test_a_failing_scorer_aborts(tmp_path: Path, when: int) -> None:
     path.write_text("old")
     sink = open_sink(str(path), ["score"], {})
     with pytest.raises(ScoringError, match="the scorer failed: RuntimeError: CUDA error: out of"):
-        run((item(i) for i in range(1000)), scorer, sink, size=SIZE, batch_size=4)
+        run((item(i) for i in range(1000)), scorer, sink, reading=Reading(SIZE), batch_size=4)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["out.csv"]
 
@@ -275,7 +330,12 @@ def test_a_failing_scorer_aborts(tmp_path: Path, when: int) -> None:
 def test_a_scorer_that_returns_too_little_aborts(score: Any) -> None:
     sink = Memory()
     with pytest.raises(ScoringError, match=r"asked for is None|wanted score of 3 images"):
-        run([item(i) for i in range(3)], lambda _: SimpleNamespace(score=score), sink, size=SIZE)
+        run(
+            [item(i) for i in range(3)],
+            lambda _: SimpleNamespace(score=score),
+            sink,
+            reading=Reading(SIZE),
+        )
     assert sink.state == "aborted"
 
 
@@ -301,12 +361,89 @@ def test_whatever_fails_the_sink_is_aborted(where: str) -> None:
 
     sink = Failing()
     with pytest.raises((OSError, KeyboardInterrupt)):
-        run(source(), Scorer(), sink, size=SIZE, batch_size=4)
+        run(source(), Scorer(), sink, reading=Reading(SIZE), batch_size=4)
     assert sink.state == "aborted"
 
 
+@pytest.mark.parametrize("where", [0, 1, 50, 100])
+def test_what_came_before_a_failing_source_is_written(where: int) -> None:
+    def source() -> Iterator[Item]:
+        for i in range(where):
+            yield broken(i) if i % 7 == 3 else item(i)
+        raise InputError("the share is gone")
+
+    sink = Memory()
+    with pytest.raises(InputError, match="the share is gone"):
+        run(source(), Scorer(0.001), sink, reading=Reading(SIZE), batch_size=8, workers=2)
+    assert sink.state == "aborted"
+    assert [key for key, _, _ in sink.flat()] == [f"{i:05}" for i in range(where)]
+    assert [error is None for _, _, error in sink.flat()] == [i % 7 != 3 for i in range(where)]
+
+
+def test_a_source_that_failed_is_not_asked_again() -> None:
+    class Flaky:
+        calls = 0
+
+        def __iter__(self) -> Flaky:
+            return self
+
+        def __next__(self) -> Item:
+            self.calls += 1
+            if self.calls == 11:
+                raise OSError("gone for a moment")
+            return item(self.calls)
+
+    source, sink = Flaky(), Memory()
+    with pytest.raises(OSError, match="gone for a moment"):
+        run(source, Scorer(), sink, reading=Reading(SIZE))
+    assert len(sink.flat()) == 10
+
+
+def test_what_came_before_a_failing_batch_is_written() -> None:
+    scorer = Scorer()
+
+    def failing(images: torch.Tensor) -> Any:
+        if len(scorer.batches) == 5:
+            raise RuntimeError("out of luck")
+        return scorer(images)
+
+    sink = Memory()
+    with pytest.raises(ScoringError):
+        run((item(i) for i in range(100)), failing, sink, reading=Reading(SIZE), batch_size=4)
+    assert len(sink.flat()) == 20
+    assert sink.state == "aborted"
+
+
+def test_seconds_of_the_stages() -> None:
+    def slow(i: int) -> Item:
+        def opener() -> BinaryIO:
+            time.sleep(0.01)
+            return io.BytesIO(PNGS[i])
+
+        return Item(str(i), opener)
+
+    def source() -> Iterator[Item]:
+        for i in range(32):
+            time.sleep(0.002)
+            yield slow(i)
+
+    class Slow(Memory):
+        def write(self, rows: Rows) -> None:
+            time.sleep(0.02)
+
+        def commit(self) -> None:
+            time.sleep(0.1)
+
+    summary = run(source(), Scorer(0.03), Slow(), reading=Reading(SIZE), batch_size=8, workers=2)
+    assert summary.workers == 2
+    assert 0.06 < summary.source_seconds < summary.seconds
+    assert 0.32 < summary.decode_seconds < 2 * summary.seconds  # of two threads
+    assert 0.12 < summary.scoring_seconds < summary.seconds
+    assert 0.18 < summary.write_seconds < summary.seconds
+
+
 def test_no_thread_outlives_a_run() -> None:
-    run([item(i) for i in range(50)], Scorer(), Memory(), size=SIZE)
+    run([item(i) for i in range(50)], Scorer(), Memory(), reading=Reading(SIZE))
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         names = ("fiqa_fast-decode", "fiqa_fast-score")  # the engine's workers stay
@@ -323,7 +460,7 @@ def test_batches_do_not_depend_on_the_folder_being_read(tmp_path: Path) -> None:
     for batch_size, workers in ((1, 1), (16, 4)):
         sink = Memory()
         (source,) = open_sources([tmp_path])
-        run(source, Scorer(), sink, size=SIZE, batch_size=batch_size, workers=workers)
+        run(source, Scorer(), sink, reading=Reading(SIZE), batch_size=batch_size, workers=workers)
         results.append(sink.flat())
     assert results[0] == results[1]
 

@@ -33,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def _run(args: list[str]) -> int:
     try:
-        status = group.main(args, prog_name="fiqa-fast", standalone_mode=False)
+        status = group.main(args, prog_name="fiqa-fast", standalone_mode=False, obj=list(args))
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:

@@ -19,6 +19,7 @@ from fiqa_fast.cli.options import (
     load,
     model_options,
     quiet_pillow,
+    reading_options,
     scorer_options,
     split,
 )
@@ -106,6 +107,7 @@ _PER = {
 @click.option("--no-names", is_flag=True, help="Leave the names of the images off sheets.")
 @model_options
 @scorer_options
+@reading_options
 @gallery_options
 def command(
     inputs: tuple[str, ...],
@@ -126,6 +128,8 @@ def command(
     architecture: str | None,
     exit_block: int | None,
     threads: int | None,
+    peer_bgr: bool,
+    no_resize: bool,
     batch_size: int,
     workers: int | None,
     root: str | None,
@@ -189,18 +193,20 @@ def command(
     from fiqa_fast.heatmap.draw import Look, draw
     from fiqa_fast.heatmap.maps import MapTable
     from fiqa_fast.heatmap.overlay import Painter
+    from fiqa_fast.reading import Reading
 
     def items() -> Iterable[Item]:
         return islice(chain.from_iterable(sources), limit)
 
     start = time.perf_counter()
     progress = choose_progress(count, quiet, False)
+    reading = Reading(size, bgr=peer_bgr, resize=not no_resize)
     maps = MapTable(output, tile_scores, lambda key, e: progress.tell(f"{text_key(key)}: {e}"))
     run(
         items(),
         scorer,
         maps,
-        size=size,
+        reading=reading,
         outputs=wanted,
         batch_size=batch_size,
         workers=workers,
@@ -220,6 +226,7 @@ def command(
     title = f"{os.path.basename(model)}: {meaning(scorer)}"
     if per != "image":
         title += f"; maps per {per}" + ("" if calibrated else ", published logits")
+    facts = {**scorer.describe(), "reading": reading.describe(), "version": version(), "unit": unit}
     drawn = sum(len(choice.numbers) for choice in choices)
     progress = choose_progress(drawn * sum(t.kind != "arrays" for t in targets), quiet, False)
     try:
@@ -231,7 +238,7 @@ def command(
             size,
             painter,
             Look(title, unit, tiles, not no_names),
-            {**scorer.describe(), "version": version(), "unit": unit},
+            facts,
             workers or default_workers(),
             progress.update,
         )

@@ -28,6 +28,7 @@ __all__ = [
     "parse_outputs",
     "quiet_pillow",
     "rates",
+    "reading_options",
     "scorer_options",
     "split",
 ]
@@ -127,6 +128,27 @@ def input_options(function: F) -> F:
                 "--ext",
                 metavar="jpg,png,...",
                 help="Take only these suffixes from folders and archives.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def reading_options(function: F) -> F:
+    """Add the options that say how an image becomes what the model takes."""
+    for option in reversed(
+        (
+            click.option(
+                "--peer-bgr",
+                is_flag=True,
+                help="Give images to the model with red and blue swapped, as the reference scripts "
+                "do by default.",
+            ),
+            click.option(
+                "--no-resize",
+                is_flag=True,
+                help="Refuse images of another size than the model's; do not resize them.",
             ),
         )
     ):

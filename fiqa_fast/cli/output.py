@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from fiqa_fast.gallery.processes import Worker
     from fiqa_fast.gallery.shares import Share
     from fiqa_fast.gallery.sinks import Layout, Rows, Sink
     from fiqa_fast.gallery.sources import Item, Source
-    from fiqa_fast.gallery.store import Store
+    from fiqa_fast.gallery.store import Store, WorkerStore
 
 __all__ = ["Output", "output_options"]
 
@@ -78,6 +79,14 @@ def output_options(function: F) -> F:
                 help="Score share I of N, counted from 0, into -o DIR/. Under torchrun, the "
                 "rank and the world size are taken.",
             ),
+            click.option(
+                "--processes",
+                type=click.IntRange(min=1),
+                default=1,
+                show_default=True,
+                metavar="N",
+                help="Worker processes, each with a GPU of its own where there are any.",
+            ),
         )
     ):
         function = option(function)
@@ -111,14 +120,15 @@ class Output:
         """Take the output's options from ``options``. Raises :class:`OutputError`."""
         from fiqa_fast.gallery.dataset import is_dataset, part_path
         from fiqa_fast.gallery.errors import OutputError
-        from fiqa_fast.gallery.shares import parse_share
+        from fiqa_fast.gallery.shares import from_environment, parse_share
         from fiqa_fast.gallery.sinks import open_pipe, plan_output
 
         target, vectors, dtype = (
             options.pop(name) for name in ("output", "vectors", "vectors_dtype")
         )
         text = options.pop("shard")
-        shard = (0, 1) if text is None else parse_share(text)
+        ranks = from_environment() if text is None else None
+        shard = parse_share(text) if text is not None else ranks[:2] if ranks else (0, 1)
         layout = folder = None
         if target == "-":
             open_pipe(options["format"], outputs)
@@ -136,7 +146,8 @@ class Output:
         else:
             if shard[1] > 1:
                 raise OutputError(
-                    f"{target}: the shares of --shard go into a folder of parts: -o DIR/"
+                    f"{target}: wanted a folder (-o DIR/), where every share writes a part of its "
+                    "own"
                 )
             layout = plan_output(target, outputs, vectors, dtype)
         return Output(
@@ -178,6 +189,7 @@ class Output:
         inputs: Sequence[str],
         root: str | None,
         sources: Sequence[Source],
+        worker: Worker | None = None,
     ) -> Destination:
         """Open it. Raises :class:`OutputError` where what is there is of other settings."""
         from fiqa_fast.gallery.sinks import TerminalSink, open_pipe
@@ -206,6 +218,8 @@ class Output:
                 self.overwrite,
             )
             settings["share"] = vars(self.share)
+        if worker is not None:
+            return self._open_part(worker, sources, Presence(inputs, root).check)
         store = Store(
             self.layout,
             settings,
@@ -217,12 +231,36 @@ class Output:
         )
         return Destination(store, self.share, store, self.target)
 
+    def _open_part(
+        self, worker: Worker, sources: Sequence[Source], guard: Callable[[], None]
+    ) -> Destination:
+        """Open what a worker process has of a table that its parent holds."""
+        from fiqa_fast.gallery.shares import Share, containers
+        from fiqa_fast.gallery.store import WorkerStore
+
+        share = self.share
+        # Whole containers, where each worker has several, are read once in all.
+        if share.count == 1 and len(containers(sources)) >= 4 * worker.count:
+            share = Share(by="containers")
+        assert self.layout is not None
+        store = WorkerStore(
+            self.layout,
+            worker.start,
+            worker.index,
+            save_seconds=self.save_seconds,
+            guard=guard,
+            tell=lambda rows: worker.report(
+                scores=rows.score[~rows.failed].tolist(), failed=int(rows.failed.sum())
+            ),
+        )
+        return Destination(store, share.part(worker.index, worker.count))
+
 
 @dataclass
 class Destination:
     """An open output: a sink, and the items that it still wants."""
 
-    sink: Sink
+    sink: Sink | WorkerStore
     share: Share
     store: Store | None = None
     name: str | None = None
@@ -232,9 +270,8 @@ class Destination:
         from fiqa_fast.gallery.shares import numbered
 
         items = numbered(sources, self.share)
-        if self.store is not None:
-            return self.store.pending(items)
-        return (item for _, item in items)
+        pending = getattr(self.sink, "pending", None)
+        return (item for _, item in items) if pending is None else pending(items)
 
     @property
     def kept(self) -> int:

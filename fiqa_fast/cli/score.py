@@ -16,6 +16,7 @@ from fiqa_fast.cli.options import (
     model_options,
     parse_outputs,
     quiet_pillow,
+    reading_options,
     scorer_options,
     split,
 )
@@ -23,7 +24,6 @@ from fiqa_fast.cli.output import Output, output_options
 
 if TYPE_CHECKING:
     from fiqa_fast.gallery.runner import Summary
-    from fiqa_fast.gallery.sources import Source
 
 __all__ = ["command"]
 
@@ -40,20 +40,27 @@ __all__ = ["command"]
 )
 @model_options
 @scorer_options
+@reading_options
 @gallery_options
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     inputs: tuple[str, ...],
     outputs: str,
     model: str,
     architecture: str | None,
     exit_block: int | None,
     threads: int | None,
+    peer_bgr: bool,
+    no_resize: bool,
     batch_size: int,
     workers: int | None,
     root: str | None,
     ext: str | None,
     strict: bool,
     quiet: bool,
+    processes: int,
     **options: Any,
 ) -> int:
     """Score aligned face crops: higher is better.
@@ -93,61 +100,73 @@ def command(
     """
     quiet_pillow()
     # What can be refused is refused before the model is loaded and any image is read.
-    from fiqa_fast.gallery.sources import damages, open_sources, total
+    from fiqa_fast.gallery.sources import damages, open_sources, skipped, total
 
     names = parse_outputs(outputs)
     output = Output.plan(options, names)
     sources = open_sources(inputs, root, split(ext), output.paths)
 
     from fiqa_fast.cli.scorer import make_scorer, meaning
+    from fiqa_fast.cli.spreading import ending, place, spread
+    from fiqa_fast.gallery.processes import Worker
 
+    worker = Worker.here()
+    threads, workers = place(options, threads, workers, processes, worker)
     scorer, size = make_scorer(load(model, architecture), names, exit_block, threads, options)
     from fiqa_fast.gallery.progress import choose_progress
     from fiqa_fast.gallery.runner import run
     from fiqa_fast.gallery.sinks import text_key
+    from fiqa_fast.reading import Reading
 
-    sink = output.open(scorer.describe(), inputs, root, sources)
-    count = None if quiet or output.share.count > 1 else total(sources)
+    reading = Reading(size, bgr=peer_bgr, resize=not no_resize)
+    facts = {**scorer.describe(), "reading": reading.describe()}
+    sink = output.open(facts, inputs, root, sources, worker)
+    count = None if quiet or worker or output.share.count > 1 else total(sources)
     left = None if count is None else max(0, count - sink.kept)
-    progress = choose_progress(left, quiet, output.shows_scores and sys.stdout.isatty())
+    silent = quiet or worker is not None
+    progress = choose_progress(left, silent, output.shows_scores and sys.stdout.isatty())
     if sink.kept and not quiet:
         progress.tell(f"{sink.kept} rows are there already")
     on_error = None if output.holds_errors else lambda k, e: progress.tell(f"{text_key(k)}: {e}")
     try:
-        summary = run(
-            sink.items(sources),
-            scorer,
-            sink,
-            size=size,
-            outputs=names,
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress,
-            on_error=on_error,
-        )
+        if processes > 1 and worker is None:
+            summary, damaged, passed = spread(context.obj, processes, sink, sources, progress)
+        else:
+            summary = run(
+                sink.items(sources),
+                scorer,
+                sink,
+                reading=reading,
+                outputs=names,
+                batch_size=batch_size,
+                workers=workers,
+                progress=progress,
+                on_error=on_error,
+            )
+            damaged, passed = damages(sources), skipped(sources)
     except BaseException:
         if sink.stored:
             progress.tell(f"{sink.stored} rows are kept; the same command goes on from there")
         raise
+    if worker is not None:
+        worker.report(**ending(summary, damaged, passed))
+        return 0
     if not quiet:
-        facts = scorer.describe()
         arithmetic = f"{facts['dtype']} on {facts['device']}"
         click.echo(f"{model}: {meaning(scorer)}; {arithmetic}", err=True)
-        for line in [*_report(summary, sources, size, output), *sink.remarks()]:
+        for line in [*_report(summary, passed, size, output), *sink.remarks()]:
             click.echo(line, err=True)
-    damaged = damages(sources)
     for line in damaged:
         click.echo(f"not read to its end: {line}", err=True)
     return STRICT if damaged or (strict and summary.failed) else 0
 
 
-def _report(summary: Summary, sources: list[Source], size: int, output: Output) -> list[str]:
-    from fiqa_fast.gallery.sources import skipped
-
+def _report(summary: Summary, passed: int, size: int, output: Output) -> list[str]:
     statistics = summary.statistics
     lines = [
         f"{summary.scored} of {summary.images} images scored in {summary.seconds:.1f} s, "
-        f"{summary.rate:.1f} images/s"
+        f"{summary.rate:.1f} images/s",
+        _shares(summary),
     ]
     if summary.scored:
         about = "" if statistics.exact else "about "
@@ -161,7 +180,21 @@ def _report(summary: Summary, sources: list[Source], size: int, output: Output) 
     if summary.resized:
         much = f" ({summary.reduced} reduced more than twofold)" if summary.reduced else ""
         lines.append(f"{summary.resized} resized to {size} x {size}{much}: are they aligned crops?")
-    passed = skipped(sources)
     if passed:
         lines.append(f"{passed} passed over: links, pipes, devices, or members that are no images")
     return lines
+
+
+def _shares(summary: Summary) -> str:
+    """Say how busy each stage was; they overlap, and the busiest is the one to make faster."""
+
+    def share(seconds: float, workers: int = 1) -> str:
+        percent = 100 * seconds / (summary.seconds * workers)
+        return f"{percent:.0f} %" if percent >= 1 else f"{percent:.1f} %"
+
+    threads = f" of {summary.workers} threads" if summary.workers > 1 else ""
+    return (
+        f"busy: source {share(summary.source_seconds)}, "
+        f"decode {share(summary.decode_seconds, summary.workers)}{threads}, "
+        f"model {share(summary.scoring_seconds)}, write {share(summary.write_seconds)}"
+    )

@@ -3,7 +3,8 @@
 
     items -> [decode threads] -> batcher -> [scoring thread] -> sink, progress, statistics
 
-The number of images between the two ends is bounded, so memory does not grow with the gallery.
+The number of images between the two ends is bounded, and that of the bytes which a stream has
+handed over, so memory does not grow with the gallery.
 Pillow and torch release the interpreter while they work, so decoding, scoring and writing
 overlap. The calling thread only waits, packs and writes; an interrupt reaches it at once.
 """
@@ -16,26 +17,22 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fiqa_fast.errors import ImageError
+from fiqa_fast.gallery.decoding import CHUNK, DecodeAhead, Decoded
 from fiqa_fast.gallery.errors import ScoringError
 from fiqa_fast.gallery.progress import Progress, SilentProgress
 from fiqa_fast.gallery.sinks import Floats, Rows, Sink
 from fiqa_fast.gallery.sources import Item
 from fiqa_fast.gallery.statistics import ScoreStatistics
-from fiqa_fast.images import Fitted, decode, describe, fit
+from fiqa_fast.reading import Reading
 
 __all__ = ["Summary", "default_workers", "run"]
 
-# Items decoded by one task: enough that handing tasks over costs little, few enough that a batch
-# is spread over all threads.
-_CHUNK = 8
 # Rows without an image that may gather before they are written, however empty the batch is.
 _MAX_PENDING_ROWS = 4096
 
@@ -46,14 +43,22 @@ Scoring = Callable[[torch.Tensor], Any]
 
 @dataclass
 class Summary:
-    """What a run did. Seconds run from the first item asked for to the table in its place."""
+    """What a run did. ``seconds`` run from the first item asked for to the table in its place.
+
+    The other seconds are those of the stages, which overlap: the stage whose share of ``seconds``
+    is near 1, or near ``workers`` for decoding, is the one that the run waited for.
+    """
 
     images: int = 0
     failed: int = 0
     resized: int = 0  # of another size than the model's
     reduced: int = 0  # of these, more than twofold
     seconds: float = 0.0
-    scoring_seconds: float = 0.0  # spent inside the scorer
+    workers: int = 1  # decode threads
+    source_seconds: float = 0.0  # finding the items, and reading those of streams
+    decode_seconds: float = 0.0  # opening and decoding, summed over the threads
+    scoring_seconds: float = 0.0  # inside the scorer
+    write_seconds: float = 0.0  # inside the sink
     statistics: ScoreStatistics = field(default_factory=ScoreStatistics)
 
     @property
@@ -81,7 +86,7 @@ def run(
     scorer: Scoring,
     sink: Sink,
     *,
-    size: int,
+    reading: Reading,
     outputs: Iterable[str] = ("score",),
     batch_size: int = 32,
     workers: int | None = None,
@@ -90,18 +95,20 @@ def run(
 ) -> Summary:
     """Score ``items`` in order and write one row for each to ``sink``.
 
-    ``scorer`` gets uint8 RGB [B, 3, size, size] with B = ``batch_size``, but for the last batches,
-    and returns an object with the attributes named in ``outputs``, and ``score`` in any case.
+    ``scorer`` gets uint8 [B, 3, size, size], read as ``reading`` says, with B = ``batch_size`` but
+    for the last batches, and returns an object with the attributes named in ``outputs``, and
+    ``score`` in any case.
     An image that cannot be decoded, or whose score is not finite, becomes a row with an error;
     ``on_error(key, text)`` hears of it too.
 
-    The sink is committed at the end, and aborted where anything raises. Raises
-    :class:`ScoringError` where the scorer fails, and whatever the source or the sink raise.
+    The sink is committed at the end, and aborted where anything raises; where that is the source,
+    the items before are scored and written first. Raises :class:`ScoringError` where the scorer
+    fails, and whatever the source or the sink raise.
     """
     workers = default_workers() if workers is None else workers
     vectors = [name for name in outputs if name != "score"]
     progress = SilentProgress() if progress is None else progress
-    summary = Summary()
+    summary = Summary(workers=workers)
     start = time.perf_counter()
     decoders = ThreadPoolExecutor(workers, "fiqa_fast-decode")
     scoring = ThreadPoolExecutor(1, "fiqa_fast-score")
@@ -110,7 +117,9 @@ def run(
     def finish() -> None:
         batch, job = running.popleft()
         rows = _rows(batch, job.result() if job is not None else None, score.shapes)
+        writing = time.perf_counter()
         sink.write(rows)
+        summary.write_seconds += time.perf_counter() - writing
         _count(summary, batch, rows)
         if on_error is not None:
             for key, error in zip(rows.keys, rows.errors, strict=True):
@@ -119,17 +128,22 @@ def run(
         progress.update(len(rows))
 
     try:
-        score = _Scorer(scorer, size, vectors)
+        score = _Scorer(scorer, reading.size, vectors)
         # Two batches ahead of the one being packed, and something to do for every thread.
-        window = -(-2 * batch_size // _CHUNK) + workers
-        for batch in _batches(_decode_ahead(items, decoders, window, size), batch_size):
+        window = -(-2 * batch_size // CHUNK) + workers
+        decoded = DecodeAhead(items, reading, decoders, window)
+        for batch in _batches(decoded, batch_size):
             job = scoring.submit(score, batch.pixels) if len(batch.pixels) else None
             running.append((batch, job))
             if len(running) > 1:  # write one batch while the next is being scored
                 finish()
         while running:
             finish()
+        if decoded.failure is not None:
+            raise decoded.failure
+        writing = time.perf_counter()
         sink.commit()
+        summary.write_seconds += time.perf_counter() - writing
     except BaseException:  # an interrupt too must leave no half-written table
         sink.abort()
         raise
@@ -137,58 +151,23 @@ def run(
         progress.close()
         decoders.shutdown(wait=False, cancel_futures=True)
         scoring.shutdown(wait=False, cancel_futures=True)
+    summary.source_seconds = decoded.source_seconds
+    summary.decode_seconds = decoded.decode_seconds
     summary.scoring_seconds = score.seconds
     summary.seconds = time.perf_counter() - start
     return summary
 
 
 @dataclass
-class _Decoded:
-    key: str
-    fitted: Fitted | None
-    resized: bool
-    error: str | None
-
-
-def _decode_item(item: Item, size: int) -> _Decoded:
-    try:
-        with item.open() as file:
-            pixels = decode(file)
-        return _Decoded(item.key, fit(pixels, size), pixels.shape[:2] != (size, size), None)
-    except ImageError as error:
-        return _Decoded(item.key, None, False, str(error))
-    except Exception as error:  # what a storage raises concerns this item alone
-        return _Decoded(item.key, None, False, describe(error))
-
-
-def _decode_chunk(items: list[Item], size: int) -> list[_Decoded]:
-    return [_decode_item(item, size) for item in items]
-
-
-def _decode_ahead(
-    items: Iterable[Item], pool: ThreadPoolExecutor, window: int, size: int
-) -> Iterator[_Decoded]:
-    """Decode at most ``window`` chunks ahead of what is taken, and yield in order."""
-    source = iter(items)
-    waiting: deque[Future[list[_Decoded]]] = deque()
-    while True:
-        while len(waiting) < window and (chunk := list(islice(source, _CHUNK))):
-            waiting.append(pool.submit(_decode_chunk, chunk, size))
-        if not waiting:
-            return
-        yield from waiting.popleft().result()
-
-
-@dataclass
 class _Batch:
     """Consecutive rows; the images among them fill a batch wherever there are enough."""
 
-    rows: list[_Decoded]
+    rows: list[Decoded]
     pixels: torch.Tensor  # uint8 [B, 3, size, size]
 
 
-def _batches(decoded: Iterator[_Decoded], batch_size: int) -> Iterator[_Batch]:
-    rows: list[_Decoded] = []
+def _batches(decoded: Iterable[Decoded], batch_size: int) -> Iterator[_Batch]:
+    rows: list[Decoded] = []
     planes: list[npt.NDArray[np.uint8]] = []
     for row in decoded:
         rows.append(row)
@@ -266,8 +245,7 @@ def _count(summary: Summary, batch: _Batch, rows: Rows) -> None:
     good = np.array([error is None for error in rows.errors], dtype=bool)
     summary.images += len(rows)
     summary.failed += int(np.count_nonzero(~good))
-    summary.resized += sum(row.resized for row in batch.rows)
-    summary.reduced += sum(
-        row.fitted is not None and row.fitted.reduction > 2 for row in batch.rows
-    )
+    fitted = [row.fitted for row in batch.rows if row.fitted is not None]
+    summary.resized += sum(image.resized for image in fitted)
+    summary.reduced += sum(image.reduction > 2 for image in fitted)
     summary.statistics.add(rows.score[good])

@@ -40,6 +40,10 @@ class Share:
         digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return int.from_bytes(digest, "little") % self.count == self.index
 
+    def part(self, index: int, count: int) -> Share:
+        """Return one of ``count`` shares of this share."""
+        return Share(self.index + self.count * index, self.count * count, self.by)
+
 
 def numbered(sources: Iterable[Source], share: Share | None = None) -> Iterator[tuple[int, Item]]:
     """Yield the items of a share, each with its place in the order of the whole gallery.

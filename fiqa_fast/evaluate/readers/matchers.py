@@ -20,6 +20,7 @@ from fiqa_fast.gallery.runner import run
 from fiqa_fast.gallery.sinks import Rows
 from fiqa_fast.gallery.sources import Item, printable
 from fiqa_fast.models.loading import Architecture
+from fiqa_fast.reading import Reading
 
 __all__ = ["Matcher", "MatcherInput", "embed_images", "open_matcher", "parse_matcher_input"]
 
@@ -123,7 +124,7 @@ def embed_images(
             items,
             lambda images: _Result(matcher(images)),
             sink,
-            size=matcher.size,
+            reading=Reading(matcher.size),
             outputs=("embedding",),
             batch_size=batch_size,
             workers=workers,

@@ -22,6 +22,7 @@ from fiqa_fast.gallery.runner import run
 from fiqa_fast.gallery.sinks import Rows, text_key
 from fiqa_fast.gallery.sources import Item
 from fiqa_fast.models import FaceViT, Gauge
+from fiqa_fast.reading import Reading
 from fiqa_fast.scorer import Scorer
 
 from .passes import Pass, passes_of
@@ -117,9 +118,11 @@ def _computing(
     shown: Progress,
     told: set[str],
 ) -> Callable[[int, int], npt.NDArray[np.float32]]:
+    reading = Reading(scorer.config.img_size, bgr=settings.peer_bgr)
+
     def score(pixels: torch.Tensor) -> Any:
         # The runner asks for a score by that name in any case.
-        result = scorer(pixels.flip(1) if settings.peer_bgr else pixels)
+        result = scorer(pixels)
         values = [getattr(result, name).reshape(len(pixels), -1) for name in step.outputs]
         joined = torch.cat(values, 1)
         return _Scored(joined[:, 0], joined)
@@ -135,7 +138,7 @@ def _computing(
             items[first:last],
             score,
             sink,
-            size=scorer.config.img_size,
+            reading=reading,
             outputs=("score", "values"),
             batch_size=settings.batch_size,
             progress=_KeptOpen(shown),

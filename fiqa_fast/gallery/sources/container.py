@@ -12,7 +12,6 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import BinaryIO
 
 from fiqa_fast.errors import ImageError
@@ -28,7 +27,6 @@ __all__ = [
     "RandomFile",
     "check_size",
     "fails",
-    "in_memory",
     "is_sidecar",
 ]
 
@@ -94,11 +92,6 @@ def check_size(length: int) -> None:
         raise ImageError(
             f"wanted an image of at most {MAX_IMAGE_BYTES // 2**20} MiB, got {length} bytes"
         )
-
-
-def in_memory(data: bytes) -> Callable[[], BinaryIO]:
-    """Return what opens bytes that were read already."""
-    return partial(io.BytesIO, data)
 
 
 def fails(text: str) -> Callable[[], BinaryIO]:

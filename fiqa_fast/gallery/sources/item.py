@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import BinaryIO, NoReturn, Protocol
 
 from fiqa_fast.images import open_regular
 
-__all__ = ["MAX_IMAGE_BYTES", "Item", "Opening", "Source", "failing_item", "file_item"]
+__all__ = ["MAX_IMAGE_BYTES", "InMemory", "Item", "Opening", "Source", "failing_item", "file_item"]
 
 # Of one encoded image inside a container. An aligned crop takes ten kilobytes; whoever claims
 # gigabytes wants memory.
@@ -26,6 +27,22 @@ class Item:
 
     key: str
     open: Callable[[], BinaryIO]
+
+    @property
+    def held(self) -> int:
+        """Bytes that the item keeps in memory until it is opened and let go."""
+        return len(self.open.data) if isinstance(self.open, InMemory) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """Opens bytes that had to be read already, as those of a stream."""
+
+    data: bytes
+
+    def __call__(self) -> BinaryIO:
+        """Return the bytes as a file."""
+        return io.BytesIO(self.data)
 
 
 class Source(Protocol):

@@ -8,7 +8,8 @@ from typing import Any
 
 from fiqa_fast.errors import ImageError
 from fiqa_fast.gallery.errors import InputError
-from fiqa_fast.gallery.sources.container import check_size, fails, in_memory
+from fiqa_fast.gallery.sources.container import check_size, fails
+from fiqa_fast.gallery.sources.item import InMemory
 from fiqa_fast.gallery.text import brief
 
 __all__ = ["find_columns", "named_images"]
@@ -88,4 +89,4 @@ def _opener(value: Any) -> Any:
         check_size(len(buffer))
     except ImageError as error:
         return fails(str(error))
-    return in_memory(buffer.to_pybytes())
+    return InMemory(buffer.to_pybytes())

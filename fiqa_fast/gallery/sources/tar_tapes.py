@@ -15,8 +15,8 @@ from fiqa_fast.gallery.sources.container import (
     RandomFile,
     check_size,
     fails,
-    in_memory,
 )
+from fiqa_fast.gallery.sources.item import InMemory
 from fiqa_fast.gallery.sources.tar_headers import BLOCK
 
 __all__ = ["FileTape", "StreamTape", "Tape"]
@@ -87,4 +87,4 @@ class StreamTape:
         data = self.read(n)
         if len(data) < n:
             raise DamagedError("the archive is cut off")
-        return lambda: data[:_HEAD], in_memory(data)
+        return lambda: data[:_HEAD], InMemory(data)

@@ -14,6 +14,7 @@ from fiqa_fast.gallery.store.done import Done
 from fiqa_fast.gallery.store.parts import PartFiles
 from fiqa_fast.gallery.store.record import Record, this_build
 from fiqa_fast.gallery.store.store import Store, state_folder
+from fiqa_fast.gallery.store.worker import WorkerStore
 from fiqa_fast.gallery.store.writer import SAVE_SECONDS, PartWriter
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PartWriter",
     "Record",
     "Store",
+    "WorkerStore",
     "state_folder",
     "this_build",
 ]

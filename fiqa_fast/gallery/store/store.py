@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from fiqa_fast.gallery.errors import OutputError
@@ -21,9 +22,9 @@ from fiqa_fast.gallery.store.parts import PartFiles, keys_in_order
 from fiqa_fast.gallery.store.record import Record, differences
 from fiqa_fast.gallery.store.writer import SAVE_SECONDS, PartWriter
 
-__all__ = ["Store", "state_folder"]
+__all__ = ["RECORD", "Store", "known_keys", "state_folder"]
 
-_RECORD = "record.json"
+RECORD = "record.json"
 
 
 def state_folder(path: str) -> str:
@@ -87,7 +88,8 @@ class Store:
             raise
         self.start = 1 + max((part.start for part in parts), default=0)
         self.writer = PartWriter(self._files, self.start, 0, layout.dtype, save_seconds)
-        self.done = Done(self._known, layout.format.table.key)
+        known = partial(known_keys, layout, self.record, self._files, self.start)
+        self.done = Done(known, layout.format.table.key)
 
     @property
     def lock_fd(self) -> int:
@@ -148,7 +150,7 @@ class Store:
         """Return the record to go on with, or raise :class:`OutputError` saying why not."""
         there = os.path.lexists(self.layout.path)
         try:
-            found = Record.load(os.path.join(self.folder, _RECORD))
+            found = Record.load(os.path.join(self.folder, RECORD))
         except OutputError:
             if not overwrite:
                 raise
@@ -203,17 +205,23 @@ class Store:
             self._files.drop_failed()
             if self.record.extends and any(failed for _, failed in self._entries(True)):
                 self.record.retries = True
-        self.record.save(os.path.join(self.folder, _RECORD))
+        self.record.save(os.path.join(self.folder, RECORD))
 
     def _entries(self, failed_too: bool = False) -> Iterator[tuple[str, bool]]:
         """Yield the keys of the table in place, failed ones unless they are scored again."""
-        for key, failed in self.layout.format.table.entries(self.layout.path):
-            if failed_too or not (failed and self.record.retries):
-                yield key, failed
+        return entries(self.layout, failed_too or not self.record.retries)
 
-    def _known(self) -> Iterator[str]:
-        if self.record.extends:
-            for key, _ in self._entries():
-                yield key
-        # Of earlier starts: what this one writes is not asked for again.
-        yield from keys_in_order([p for p in self._files.list() if p.start < self.start])
+
+def entries(layout: Layout, failed_too: bool) -> Iterator[tuple[str, bool]]:
+    """Yield the keys of the table that is in place, and whether each failed."""
+    for key, failed in layout.format.table.entries(layout.path):
+        if failed_too or not failed:
+            yield key, failed
+
+
+def known_keys(layout: Layout, record: Record, files: PartFiles, start: int) -> Iterator[str]:
+    """Yield the keys that had a row when the run was started for the ``start``-th time."""
+    if record.extends:
+        for key, _ in entries(layout, not record.retries):
+            yield key
+    yield from keys_in_order([part for part in files.list() if part.start < start])

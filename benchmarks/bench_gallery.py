@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of the model's own speed a whole run keeps: ratios of interleaved turns, as JSON.
+
+``python benchmarks/bench_gallery.py`` scores the crops of ``examples/`` as JPEGs, repeated under
+new keys, from an MXNet record file and a tar archive, by turns with the scorer alone on pixels
+that lie ready. ``--model vit_s`` takes random weights of that size; ``--images``, ``--rounds``,
+``--threads``, ``--workers`` and ``--batch`` change the rest.
+
+Decoding is work too: where it shares its cores with the model, no run can be faster than
+model / (model + decode), in core-seconds per image. ``bound`` is that figure, and ``kept`` the
+share of it that a run reaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import statistics
+import struct
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import fiqa_fast
+from fiqa_fast.gallery import Rows, open_sources, run
+from fiqa_fast.gallery.runner import Summary, default_workers
+from fiqa_fast.models.registry import ARCHITECTURES
+from fiqa_fast.models.vit import FaceViT
+from fiqa_fast.reading import Reading
+
+CROPS = Path(__file__).parents[1] / "examples" / "crops"
+
+
+class Nowhere:
+    """A sink that keeps nothing: what is measured ends before it."""
+
+    def write(self, rows: Rows) -> None: ...
+    def commit(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+def jpegs() -> list[bytes]:
+    """The crops as JPEGs of about the size that training sets store."""
+    encoded = []
+    for path in sorted(CROPS.iterdir()):
+        if path.suffix in (".png", ".jpg"):
+            file = io.BytesIO()
+            Image.open(path).convert("RGB").save(file, "JPEG", quality=95)
+            encoded.append(file.getvalue())
+    return encoded
+
+
+def write_record(path: Path, images: list[bytes], count: int) -> None:
+    with path.open("wb") as file:
+        for number, image in enumerate(itertools.islice(itertools.cycle(images), count)):
+            record = struct.pack("<IfQQ", 0, 0.0, number, 0) + image
+            file.write(struct.pack("<II", 0xCED7230A, len(record)))
+            file.write(record + bytes(-len(record) % 4))
+
+
+def write_tar(path: Path, images: list[bytes], count: int) -> None:
+    with tarfile.open(path, "w") as archive:
+        for number, image in enumerate(itertools.islice(itertools.cycle(images), count)):
+            member = tarfile.TarInfo(f"{number:08d}.jpg")
+            member.size = len(image)
+            archive.addfile(member, io.BytesIO(image))
+
+
+def load(name: str) -> FaceViT:
+    if name != "vit_s":
+        return fiqa_fast.load_model(name)
+    torch.manual_seed(0)
+    return FaceViT(ARCHITECTURES["arcface_vit_s"].config).eval()
+
+
+def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    model = load(name)
+    reading = Reading(model.config.img_size)
+    scorer = fiqa_fast.Scorer(model, dtype=options.dtype)
+    images, count, workers = jpegs(), options.images, options.workers or default_workers()
+    paths = {"rec": folder / f"{count}.rec", "tar": folder / f"{count}.tar"}
+    write_record(paths["rec"], images, count)
+    write_tar(paths["tar"], images, count)
+
+    planes = [torch.from_numpy(reading(image).planes) for image in images]
+    ready = torch.stack(list(itertools.islice(itertools.cycle(planes), count)))
+    batches = ready.split(options.batch)
+
+    def model_only() -> None:
+        for batch in batches:
+            scorer(batch)
+
+    summaries: dict[str, Summary] = {}
+
+    def end_to_end(kind: str) -> None:
+        (source,) = open_sources([str(paths[kind])])
+        summaries[kind] = run(
+            source, scorer, Nowhere(), reading=reading, batch_size=options.batch, workers=workers
+        )
+        assert summaries[kind].scored == count
+
+    def decode_alone() -> None:
+        for image in itertools.islice(itertools.cycle(images), count):
+            reading(image)
+
+    turns: dict[str, Callable[[], None]] = {
+        "model": model_only,
+        "rec": lambda: end_to_end("rec"),
+        "tar": lambda: end_to_end("tar"),
+        "decode": decode_alone,
+    }
+    seconds: dict[str, list[float]] = {key: [] for key in turns}
+    for turn in range(options.rounds + 1):
+        for key in list(turns) if turn % 2 else list(turns)[::-1]:
+            start = time.perf_counter()
+            turns[key]()
+            if turn:  # the first warms up
+                seconds[key].append(time.perf_counter() - start)
+    median = {key: statistics.median(values) for key, values in seconds.items()}
+    cores = torch.get_num_threads() if scorer.device.type == "cpu" else None
+    share = None if cores is None else median["decode"] / (cores * median["model"])
+    facts: dict[str, Any] = {
+        "model": name,
+        "device": scorer.device.type,
+        "dtype": str(scorer.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "workers": workers,
+        "batch": options.batch,
+        "images": count,
+        "rounds": options.rounds,
+        "model_images_per_second": count / median["model"],
+        "decode_images_per_second_of_a_core": count / median["decode"],
+        "decode_over_model": share,
+    }
+    bound = 1.0 if share is None else 1 / (1 + share)
+    facts["bound"] = bound
+    for key in paths:
+        ratios = [m / e for m, e in zip(seconds["model"], seconds[key], strict=True)]
+        facts[key] = {
+            "images_per_second": count / median[key],
+            "of_model": statistics.median(ratios),
+            "of_model_low_high": [min(ratios), max(ratios)],
+            "kept": statistics.median(ratios) / bound,
+            "scoring_share": summaries[key].scoring_seconds / summaries[key].seconds,
+        }
+    return facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="+", default=["starter", "vit_s"])
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.model:
+            print(json.dumps(measure(name, options, Path(folder)), indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()
