@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 from command_line import COMMAND
 from containers import write_rec
@@ -64,10 +65,11 @@ class Scenario:
     table: str
     options: tuple[str, ...] = ()
     before: float = 0.0
+    processes: int = 1  # at most
 
-    def command(self, folder: Path, save_seconds: float) -> list[str]:
+    def command(self, folder: Path, save_seconds: float, processes: int = 1) -> list[str]:
         """The command that is killed and repeated, over ``folder``/g.rec."""
-        saving = ("--save-every", f"{save_seconds:.3f}")
+        saving = ("--save-every", f"{save_seconds:.3f}", "--processes", str(processes))
         inputs = (str(folder / "g.rec"), "-o", str(folder / "out" / self.table))
         return [*COMMAND, "score", *inputs, *CHEAP, *self.options, *saving]
 
@@ -76,6 +78,7 @@ SCENARIOS = (
     Scenario("scores.parquet"),
     Scenario("scores.csv", ("--outputs", "score,patch_map", "--vectors-dtype", "float16")),
     Scenario("scores.parquet", before=0.6),
+    Scenario("scores.parquet", processes=2),
     Scenario("scores.jsonl", ("--outputs", "score,head_scores")),
     Scenario("scores.csv", ("--outputs", "score,head_scores"), before=0.4),
 )
@@ -104,6 +107,19 @@ class Run:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
+    def kill_one(self, rng: random.Random) -> None:
+        """Kill the process or one of its workers, and wait for the others to notice."""
+        try:
+            leader = psutil.Process(self.process.pid)
+            rng.choice([leader, *leader.children()]).kill()
+        except psutil.NoSuchProcess:
+            pass
+        self.process.wait(60)
+        limit = time.monotonic() + 60
+        while any(_group(p) == self.process.pid for p in psutil.process_iter()):
+            assert time.monotonic() < limit, "workers outlive their parent"
+            time.sleep(0.01)
+
     def end(self, timeout: float = 120) -> tuple[int, str]:
         """Wait for it; return its status and what it wrote."""
         try:
@@ -116,6 +132,13 @@ class Run:
         text = self._log.read().decode(errors="replace")
         self._log.close()
         return self.process.returncode, text
+
+
+def _group(process: psutil.Process) -> int | None:
+    with suppress(ProcessLookupError, psutil.NoSuchProcess):
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return os.getpgid(process.pid)
+    return None
 
 
 def finished(command: Sequence[str]) -> str:
@@ -188,15 +211,19 @@ class Story:
     complaints: list[str] = field(default_factory=list)  # tracebacks of runs that were asked to end
     starts: int = 1
 
-    def kill(self, run: Run, folder: Folder, rng: random.Random) -> None:
-        """Kill one run at a random moment."""
+    def kill(self, run: Run, folder: Folder, rng: random.Random, processes: int) -> None:
+        """Kill one run of so many processes at a random moment: all of them, or one."""
         come = moments(folder, rng)
         limit = time.monotonic() + 300
         while run.alive() and not come() and time.monotonic() < limit:
             time.sleep(0.0002)
         time.sleep(rng.choice((0.0, 0.001, 0.01, 0.1)) * rng.random())
         number = rng.choice((signal.SIGKILL,) * 3 + (signal.SIGTERM, signal.SIGINT))
-        run.signal(number)
+        if processes > 1 and rng.random() < 0.4:
+            run.kill_one(rng)
+            number = signal.SIGKILL
+        else:
+            run.signal(number)
         if number != signal.SIGKILL and rng.random() < 0.5:
             time.sleep(rng.random() * 0.05)  # impatient: while it ends in good order
             run.signal(signal.SIGKILL)
@@ -279,8 +306,10 @@ class Campaign:
         folder = Folder(work / "out", scenario.table)
         story = Story()
         for _ in range(kills):
-            run = Run(scenario.command(work, rng.choice((0.0, 0.05, 0.2, 30.0))))
-            story.kill(run, folder, rng)
+            processes = rng.randint(1, scenario.processes)
+            saving = rng.choice((0.0, 0.05, 0.2, 30.0))
+            run = Run(scenario.command(work, saving, processes))
+            story.kill(run, folder, rng, processes)
         finished(scenario.command(work, 30))
         made = contents(folder.out)
         assert list(made) == list(expected)
