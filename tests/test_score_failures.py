@@ -433,10 +433,10 @@ def test_the_next_run_takes_the_folder_while_the_last_removes_it(
     store = open_store(path)
     remove, later = os.rmdir, []
 
-    def meanwhile(folder: str) -> None:
+    def meanwhile(folder: str, **options: Any) -> None:
         if folder == store.folder and not later:
             later.append(open_store(path))
-        remove(folder)
+        remove(folder, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", meanwhile)
