@@ -281,7 +281,7 @@ class Destination:
     @property
     def stored(self) -> int:
         """Rows that are there now, on disk."""
-        return 0 if self.store is None else self.store.kept + self.store.writer.stored
+        return 0 if self.store is None else self.store.stored()
 
     def write(self, rows: Rows) -> None:
         """Append rows."""
@@ -302,10 +302,10 @@ class Destination:
         lines = []
         done = self.store.done
         if done.vanished:
-            examples = ", ".join(done.examples())
+            more = ", ..." if done.vanished > len(done.examples) else ""
             lines.append(
                 f"{done.vanished} rows are of images that the gallery does not have any more "
-                f"({examples}{', ...' if done.vanished > 3 else ''}); they are kept"
+                f"({', '.join(done.examples)}{more}); they are kept"
             )
         builds = self.store.record.builds
         if len(builds) > 1:

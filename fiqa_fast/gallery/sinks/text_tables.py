@@ -80,16 +80,13 @@ class CsvTable(_LineTable):
     def __init__(self, file: BinaryIO) -> None:
         """Write the header."""
         super().__init__(file)
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(("path", "score", "error"))
+        self._file.write(_csv_line("path", "score", "error"))
 
     def write(self, rows: Rows) -> None:
         """Append rows."""
         for key, error, score in zip(rows.keys, rows.errors, rows.score, strict=True):
-            if error is None:
-                self._writer.writerow((key, shortest(score), ""))
-            else:
-                self._writer.writerow((key, "", error))
+            good = error is None
+            self._file.write(_csv_line(key, shortest(score) if good else "", error or ""))
 
     @staticmethod
     def _read(file: Any) -> Iterator[tuple[str, bool, str]]:
@@ -99,9 +96,16 @@ class CsvTable(_LineTable):
         for row in lines:
             if len(row) != 3:
                 raise ValueError(f"line {lines.line_num}: wanted three values")
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerow(row)
-            yield row[0], not row[1], text.getvalue()
+            yield row[0], not row[1], _csv_line(*row)
+
+
+def _csv_line(*values: str) -> str:
+    # The library's writer leaves a lone carriage return without quotes, where readers end a row.
+    quoted = (
+        '"' + value.replace('"', '""') + '"' if any(c in value for c in ',"\r\n') else value
+        for value in values
+    )
+    return ",".join(quoted) + "\n"
 
 
 class TextTable(_LineTable):

@@ -20,7 +20,7 @@ __all__ = ["Digests", "Done"]
 
 
 class Digests:
-    """A set of keys by their hashes of 128 bits, and which of them were met."""
+    """A set of keys by their hashes of 120 bits, and which of them were met."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         joined = bytearray()
@@ -54,9 +54,8 @@ class Digests:
 
 
 def _digest(key: str) -> bytes:
-    # numpy's byte strings drop zeros at their end, from values and from what they are compared
-    # with alike.
-    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    # numpy's byte strings lose zeros at their end: so none stands there.
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=15).digest() + b"."
 
 
 class Done:
@@ -74,6 +73,7 @@ class Done:
         self._rest = known()
         self._digests: Digests | None = None
         self._behind = 0  # known keys that were compared in order
+        self.examples: list[str] = []
         self.found = 0
 
     def leave_out(self, items: Iterable[tuple[int, Item]]) -> Iterator[tuple[int, Item]]:
@@ -105,10 +105,9 @@ class Done:
         """How many known keys the gallery does not have."""
         return 0 if self._digests is None else self._digests.unmet
 
-    def examples(self, count: int = 3) -> list[str]:
-        """Return some keys that vanished."""
+    def note_examples(self, count: int = 3) -> None:
+        """Keep some keys that vanished, as long as the known ones can still be read."""
         digests = self._digests
-        if digests is None:
-            return []
-        rest = islice(self._known(), self._behind, None)
-        return list(islice((key for key in rest if not digests.met(key)), count))
+        if digests is not None and digests.unmet:
+            rest = islice(self._known(), self._behind, None)
+            self.examples = list(islice((key for key in rest if not digests.met(key)), count))

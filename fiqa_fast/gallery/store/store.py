@@ -78,9 +78,8 @@ class Store:
             self.record = self._begin(dict(settings), overwrite)
             self._note(build, retry_errors)
             parts = self._files.list()
-            self.kept = sum(part.count() for part in parts)
-            if self.record.extends:
-                self.kept += sum(1 for _ in self._entries())
+            self._in_place = sum(1 for _ in self._entries()) if self.record.extends else 0
+            self.kept = self.stored()
         except OSError as error:
             self._leave()
             raise self._failure(error) from error
@@ -96,6 +95,12 @@ class Store:
     def lock_fd(self) -> int:
         """The descriptor that worker processes inherit."""
         return self._lock.fd
+
+    def stored(self) -> int:
+        """Return how many rows are safe: in place, or in parts of whoever wrote them."""
+        if not os.path.isdir(self.folder):
+            return self._in_place
+        return self._in_place + sum(part.count() for part in self._files.list())
 
     def pending(self, items: Iterable[tuple[int, Item]]) -> Iterator[Item]:
         """Yield the items without a row, whose rows :meth:`write` then expects in this order."""
@@ -119,6 +124,7 @@ class Store:
         Raises :class:`OutputError` where that is impossible; all rows are kept then.
         """
         self.writer.flush()
+        self.done.note_examples()
         try:
             parts = self._files.list()
             if parts or not self.record.extends or self.record.retries:
