@@ -186,8 +186,9 @@ def moments(folder: Folder, rng: random.Random) -> Callable[[], bool]:
     if kind == "lock":
         return folder.state.exists
     if kind == "parts":
-        wanted = folder.parts() + rng.randint(1, 8)
-        return lambda: folder.parts() >= wanted
+        wanted = folder.parts() + rng.randint(1, 40)
+        end = time.monotonic() + rng.uniform(0.5, 1.5) * _SECONDS
+        return lambda: folder.parts() >= wanted or time.monotonic() > end
     if kind == "table":
         table = folder.out / folder.table
         before = _identity(table)
@@ -307,7 +308,7 @@ class Campaign:
         story = Story()
         for _ in range(kills):
             processes = rng.randint(1, scenario.processes)
-            saving = rng.choice((0.0, 0.05, 0.2, 30.0))
+            saving = rng.choice((0.0, 0.05, 0.2, 1.0))
             run = Run(scenario.command(work, saving, processes))
             story.kill(run, folder, rng, processes)
         finished(scenario.command(work, 30))
