@@ -127,6 +127,10 @@ def test_a_folder_holds_one_plan(tmp_path: Path) -> None:
     assert join(folder, 1, 3, {"exit": 4}, [], overwrite=True) == Share(1, 3)
     assert join(folder, 1, 3, {"exit": 4}, names) == Share(1, 3)  # what was decided first holds
     assert os.listdir(folder) == ["_gallery.json"]
+    open_store(part_path(folder, 1, 3)).commit()
+    join(folder, 1, 3, SETTINGS, names, overwrite=True)
+    with pytest.raises(OutputError, match=r"another number of shares .part-00001-of-00003.parquet"):
+        join(folder, 1, 4, SETTINGS, names, overwrite=True)
 
 
 def test_parts_are_one_dataset(tmp_path: Path) -> None:

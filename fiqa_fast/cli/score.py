@@ -200,6 +200,8 @@ def command(
 
 def _report(summary: Summary, passed: int, size: int, output: Output) -> list[str]:
     statistics = summary.statistics
+    if not summary.images:
+        return ["nothing left to score"]
     lines = [
         f"{summary.scored} of {summary.images} images scored in {summary.seconds:.1f} s, "
         f"{summary.rate:.1f} images/s"

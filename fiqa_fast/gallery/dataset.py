@@ -32,7 +32,18 @@ def is_dataset(output: str) -> bool:
 
 def part_path(folder: str, index: int, count: int) -> str:
     """Return the file of one share."""
-    return os.path.join(folder, f"part-{index:05d}-of-{count:05d}.parquet")
+    return os.path.join(folder, part_name(index, count))
+
+
+def part_name(index: int, count: int) -> str:
+    """Return the name of one share's file."""
+    return f"part-{index:05d}-of-{count:05d}.parquet"
+
+
+def _parts(folder: str) -> list[str]:
+    """Return the names of all parts, finished and unfinished ones."""
+    names = (name.lstrip(".").removesuffix(".unfinished") for name in os.listdir(folder))
+    return [name for name in names if name.startswith("part-") and name.endswith(".parquet")]
 
 
 def join(
@@ -62,6 +73,12 @@ def join(
         raise OutputError(f"{folder}: {error.strerror}") from error
     other = _other(plan, found)
     if other and overwrite:
+        stale = sorted(set(_parts(folder)) - {part_name(i, count) for i in range(count)})
+        if stale:
+            raise OutputError(
+                f"{folder}: holds parts of another number of shares ({stale[0]}), whose rows would "
+                "come twice; remove them first"
+            )
         write_atomically(path, _text(plan))
         found = plan
     elif other:

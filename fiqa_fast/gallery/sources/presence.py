@@ -28,24 +28,24 @@ class Presence:
         """Raise :class:`InputError` where an input has vanished or is another one now."""
         for path, was in self._were.items():
             try:
-                same = _identity(path) == was
+                now = _identity(path)
             except OSError as error:
                 raise InputError(
                     f"{printable(path)}: has vanished while it was read ({describe(error)}); run "
                     "the same command again once it is back"
                 ) from error
-            if not same:
+            if now[:2] != was[:2] or now[2] < was[2]:
                 raise InputError(
-                    f"{printable(path)}: was replaced or emptied while it was read; run the same "
-                    "command again once it is back"
+                    f"{printable(path)}: was cut off, replaced or emptied while it was read; run "
+                    "the same command again once it is back"
                 )
 
 
-def _identity(path: str) -> tuple[int, int, bool]:
-    """Return what tells an input from another one that has its name."""
+def _identity(path: str) -> tuple[int, int, int]:
+    """Return what tells an input from another one of its name, and about how much is in it."""
     status = os.stat(path)
-    empty = False
+    size = status.st_size
     if stat.S_ISDIR(status.st_mode):
         with os.scandir(path) as entries:  # of a disk that was unmounted, its folder remains
-            empty = next(entries, None) is None
-    return status.st_dev, status.st_ino, empty
+            size = int(next(entries, None) is not None)
+    return status.st_dev, status.st_ino, size

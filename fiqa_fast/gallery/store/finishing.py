@@ -17,9 +17,9 @@ from typing import BinaryIO
 from fiqa_fast.gallery.sinks import Family, Layout
 from fiqa_fast.gallery.store.lock import LOCK_NAME
 from fiqa_fast.gallery.store.parts import Part, rows_in_order
-from fiqa_fast.gallery.store.record import Record
+from fiqa_fast.gallery.store.record import RECORD_NAME, Record
 
-__all__ = ["clear", "move_into_place", "prepare"]
+__all__ = ["clear", "is_ready", "move_into_place", "prepare"]
 
 _READY = "ready"
 
@@ -47,13 +47,25 @@ def prepare(folder: str, layout: Layout, record: Record, parts: Sequence[Part]) 
         for file in files:
             file.flush()
             os.fsync(file.fileno())
-    finally:
-        for file in files:
-            with suppress(OSError):  # closing flushes, which fails again on a full disk
-                file.close()
-    _synchronise(making)
-    os.rename(making, os.path.join(folder, _READY))
+        _close(files)
+        _synchronise(making)
+        os.rename(making, os.path.join(folder, _READY))
+    except BaseException:
+        _close(files)
+        shutil.rmtree(making, ignore_errors=True)  # a full disk needs the room
+        raise
     _synchronise(folder)
+
+
+def _close(files: Sequence[BinaryIO]) -> None:
+    for file in files:
+        with suppress(OSError):  # closing flushes, which fails again on a full disk
+            file.close()
+
+
+def is_ready(folder: str) -> bool:
+    """Whether the whole output is in ``folder``, or was moved from there."""
+    return os.path.isdir(os.path.join(folder, _READY))
 
 
 def move_into_place(folder: str, table: str) -> bool:
@@ -61,9 +73,9 @@ def move_into_place(folder: str, table: str) -> bool:
 
     The files are those of the run that made them ready, whatever is wanted now.
     """
-    ready = os.path.join(folder, _READY)
-    if not os.path.isdir(ready):
+    if not is_ready(folder):
         return False
+    ready = os.path.join(folder, _READY)
     target, last = os.path.split(table)
     for name in sorted(os.listdir(ready), key=lambda name: name == last):
         os.replace(os.path.join(ready, name), os.path.join(target, name))
@@ -72,12 +84,16 @@ def move_into_place(folder: str, table: str) -> bool:
 
 
 def clear(folder: str) -> None:
-    """Remove everything but the lock; what is ready goes last, as long as parts are there."""
-    for name in sorted(os.listdir(folder), key=lambda name: name == _READY):
+    """Remove everything but the lock.
+
+    What says of what settings the parts are, and that they are in their place already, goes last.
+    """
+    last = (RECORD_NAME, _READY)
+    for name in sorted(os.listdir(folder), key=lambda name: (name in last, name == _READY)):
         path = os.path.join(folder, name)
         if name == LOCK_NAME:
             continue
-        if os.path.isdir(path):
+        if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
         else:
             os.unlink(path)

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import socket
+from contextlib import suppress
 
 from fiqa_fast.gallery.errors import OutputError
 
@@ -30,8 +31,10 @@ class FolderLock:
                 os.makedirs(folder, exist_ok=True)
                 path = os.path.join(folder, LOCK_NAME)
                 self.fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:
-                continue  # its last holder has just finished and removed the folder
+            except (FileNotFoundError, FileExistsError) as error:
+                if not os.path.lexists(folder) or os.path.isdir(folder):
+                    continue  # its last holder has just finished and removed the folder
+                raise OutputError(f"{folder}: wanted a folder, got something else") from error
             except OSError as error:
                 raise OutputError(f"{folder}: {error.strerror}") from error
             try:
@@ -50,8 +53,9 @@ class FolderLock:
             if self._is_ours(path):
                 break
             os.close(self.fd)  # of a folder that was removed meanwhile
-        os.truncate(self.fd, 0)
-        os.pwrite(self.fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with suppress(OSError):  # a full disk; that it is locked is what counts
+            os.truncate(self.fd, 0)
+            os.pwrite(self.fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
     def _is_ours(self, path: str) -> bool:
         try:
@@ -61,9 +65,13 @@ class FolderLock:
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def remove(self) -> None:
-        """Remove the folder, which has to be empty but for the lock."""
+        """Remove the folder, which has to be empty but for the lock, unless others want it."""
         os.unlink(os.path.join(self.folder, LOCK_NAME))
-        os.rmdir(self.folder)
+        try:
+            os.rmdir(self.folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # the next run's lock
+                raise
 
     def release(self) -> None:
         """Let others have it."""

@@ -41,11 +41,20 @@ class Part:
 
     def read(self, columns: Sequence[str] | None = None) -> Any:
         """Return its rows as a ``pyarrow.Table``; raises :class:`OutputError` where damaged."""
-        return self._with(
-            lambda parquet: parquet.read_table(
-                self.path, columns=columns, partitioning=None, use_threads=False
+
+        def read(parquet: Any) -> Any:
+            table = parquet.read_table(
+                self.path,
+                columns=columns,
+                partitioning=None,
+                use_threads=False,
+                page_checksum_verification=True,
             )
-        )
+            if not {"path", "position"} <= set(table.column_names):
+                raise ValueError("columns are missing")
+            return table
+
+        return self._with(read)
 
     def _with(self, read: Callable[[Any], Any]) -> Any:
         import pyarrow as pa
@@ -106,7 +115,7 @@ def _write(table: Any, path: str) -> None:
 
     file = AtomicFile(path)
     try:
-        pyarrow.parquet.write_table(table, file.file, compression="zstd")
+        pyarrow.parquet.write_table(table, file.file, compression="zstd", write_page_checksum=True)
         file.commit()
     except BaseException:
         file.abort()

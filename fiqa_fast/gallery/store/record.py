@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fiqa_fast.gallery.atomic import AtomicFile
+from fiqa_fast.gallery.atomic import write_atomically
 from fiqa_fast.gallery.errors import OutputError
 
-__all__ = ["Record", "differences", "this_build"]
+__all__ = ["RECORD_NAME", "Record", "differences", "this_build"]
+
+RECORD_NAME = "record.json"
 
 
 @dataclass
@@ -41,28 +43,34 @@ class Record:
         return {k: v for k, v in description.items() if k not in ("version", "builds")}
 
     def save(self, path: str) -> None:
-        """Write it, whole or not at all."""
-        file = AtomicFile(path)
-        try:
-            file.file.write(json.dumps(vars(self), indent=1, sort_keys=True).encode())
-            file.commit()
-        except BaseException:
-            file.abort()
-            raise
+        """Write it, whole or not at all. Raises :class:`OutputError`."""
+        write_atomically(path, json.dumps(vars(self), indent=1, sort_keys=True).encode())
 
     @staticmethod
     def load(path: str) -> Record | None:
         """Read it; None where there is none. Raises :class:`OutputError` for a damaged one."""
         try:
             with open(path, "rb") as file:
-                return Record(**json.load(file))
+                record = Record(**json.load(file))
+            if not record._is_sound():
+                raise ValueError
+            return record
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise OutputError(
                 f"{path}: the record of an unfinished run is damaged ({type(error).__name__}); "
                 "start anew with --overwrite"
             ) from None
+
+    def _is_sound(self) -> bool:
+        flags = (self.extends, self.replaces, self.retries)
+        return (
+            isinstance(self.settings, dict)
+            and isinstance(self.builds, list)
+            and all(isinstance(build, dict) and "fiqa_fast" in build for build in self.builds)
+            and all(isinstance(flag, bool) for flag in flags)
+        )
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

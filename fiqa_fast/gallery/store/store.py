@@ -16,15 +16,13 @@ from fiqa_fast.gallery.errors import OutputError
 from fiqa_fast.gallery.sinks import Layout, Rows
 from fiqa_fast.gallery.sources import Item
 from fiqa_fast.gallery.store.done import Done
-from fiqa_fast.gallery.store.finishing import clear, move_into_place, prepare
+from fiqa_fast.gallery.store.finishing import clear, is_ready, move_into_place, prepare
 from fiqa_fast.gallery.store.lock import FolderLock
 from fiqa_fast.gallery.store.parts import PartFiles, keys_in_order
-from fiqa_fast.gallery.store.record import Record, differences
+from fiqa_fast.gallery.store.record import RECORD_NAME, Record, differences
 from fiqa_fast.gallery.store.writer import SAVE_SECONDS, PartWriter
 
-__all__ = ["RECORD", "Store", "known_keys", "state_folder"]
-
-RECORD = "record.json"
+__all__ = ["Store", "known_keys", "state_folder"]
 
 
 def state_folder(path: str) -> str:
@@ -82,6 +80,9 @@ class Store:
             parts = self._files.list()
             self._in_place = sum(1 for _ in self._entries()) if self.record.extends else 0
             self.kept = self.stored()
+        except OSError as error:
+            self._leave()
+            raise self._failure(error) from error
         except BaseException:
             self._leave()
             raise
@@ -132,10 +133,7 @@ class Store:
             clear(self.folder)
             self._lock.remove()
         except OSError as error:
-            raise OutputError(
-                f"{self.layout.path}: {error.strerror or error}; all rows are kept in "
-                f"{self.folder}: mend that and run the same command again"
-            ) from error
+            raise self._failure(error) from error
         finally:
             self._lock.release()
 
@@ -147,16 +145,22 @@ class Store:
 
     def _leave(self) -> None:
         with suppress(OSError):
-            if self._lock.fd >= 0 and not self._files.list():
+            if self._lock.fd >= 0 and not (self._files.list() or is_ready(self.folder)):
                 clear(self.folder)
                 self._lock.remove()
         self._lock.release()
+
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self.layout.path}: {error.strerror or error}; all rows are kept in {self.folder}: "
+            "mend that and run the same command again"
+        )
 
     def _begin(self, settings: dict[str, Any], overwrite: bool) -> Record:
         """Return the record to go on with, or raise :class:`OutputError` saying why not."""
         there = os.path.lexists(self.layout.path)
         try:
-            found = Record.load(os.path.join(self.folder, RECORD))
+            found = Record.load(os.path.join(self.folder, RECORD_NAME))
         except OutputError:
             if not overwrite:
                 raise
@@ -169,6 +173,8 @@ class Store:
                         f"{self.layout.path}: this file has appeared while its rows were "
                         "unfinished; move it away, or replace it with --overwrite"
                     )
+                if found.extends:
+                    self._check_extended(settings)
                 found.replaces |= overwrite
                 return found
             if not overwrite:
@@ -179,10 +185,23 @@ class Store:
                 )
         if found is not None or overwrite:
             clear(self.folder)
+        elif self._files.list():
+            raise OutputError(
+                f"{self.folder}: finished rows, but no record of what they are; start anew with "
+                "--overwrite"
+            )
         if there and not overwrite:
             self._check_table(settings)
             return Record(settings, extends=True)
         return Record(settings, replaces=overwrite)
+
+    def _check_extended(self, settings: dict[str, Any]) -> None:
+        if not os.path.lexists(self.layout.path):
+            raise OutputError(
+                f"{self.layout.path}: has vanished since rows were added to it; put it back, or "
+                "start anew with --overwrite"
+            )
+        self._check_table(settings)
 
     def _check_table(self, settings: dict[str, Any]) -> None:
         """Raise :class:`OutputError` unless the table in place is one of these settings."""
@@ -211,7 +230,7 @@ class Store:
             self._files.drop_failed()
             if self.record.extends and any(failed for _, failed in self._entries(True)):
                 self.record.retries = True
-        self.record.save(os.path.join(self.folder, RECORD))
+        self.record.save(os.path.join(self.folder, RECORD_NAME))
 
     def _entries(self, failed_too: bool = False) -> Iterator[tuple[str, bool]]:
         """Yield the keys of the table in place, failed ones unless they are scored again."""

@@ -14,8 +14,8 @@ from fiqa_fast.gallery.sinks import Layout, Rows
 from fiqa_fast.gallery.sources import Item
 from fiqa_fast.gallery.store.done import Done
 from fiqa_fast.gallery.store.parts import PartFiles
-from fiqa_fast.gallery.store.record import Record
-from fiqa_fast.gallery.store.store import RECORD, known_keys, state_folder
+from fiqa_fast.gallery.store.record import RECORD_NAME, Record
+from fiqa_fast.gallery.store.store import known_keys, state_folder
 from fiqa_fast.gallery.store.writer import SAVE_SECONDS, PartWriter
 
 __all__ = ["WorkerStore"]
@@ -38,7 +38,7 @@ class WorkerStore:
         tell: Callable[[Rows], None] | None = None,
     ) -> None:
         folder = state_folder(layout.path)
-        record = Record.load(os.path.join(folder, RECORD))
+        record = Record.load(os.path.join(folder, RECORD_NAME))
         if record is None:
             raise OutputError(f"{folder}: wanted an unfinished output, got none")
         files = PartFiles(folder)
