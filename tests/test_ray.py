@@ -373,6 +373,11 @@ def test_refused_in_one_line(
     assert os.listdir(tmp_path) == ["in"]
 
 
+def test_options_of_the_other_engine(cli: Callable[..., Outcome], gallery: Path) -> None:
+    error = one_line_error(cli("score", gallery, "--actors", "2"))
+    assert error == "--actors goes with --engine ray"
+
+
 def test_without_ray(
     cli: Callable[..., Outcome], gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

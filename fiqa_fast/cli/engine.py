@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fiqa_fast.ray.engine import Engine
     from fiqa_fast.reading import Reading
 
-__all__ = ["check_shareable", "engine_options", "make_engine"]
+__all__ = ["check_engine", "engine_options", "make_engine"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,11 +52,23 @@ def engine_options(function: F) -> F:
     return function
 
 
-def check_shareable(output: Output, sources: Sequence[Source], processes: int) -> None:
-    """Refuse what a cluster cannot do, before it is asked."""
+def check_engine(
+    engine: str,
+    output: Output,
+    sources: Sequence[Source],
+    processes: int,
+    address: str | None,
+    actors: int | None,
+) -> None:
+    """Refuse what an engine cannot do, before anything is loaded."""
     from fiqa_fast.gallery.errors import InputError, OutputError
     from fiqa_fast.gallery.sources.tar import StandardInput
 
+    if engine == "local":
+        for name, value in (("--ray-address", address), ("--actors", actors)):
+            if value is not None:
+                raise InputError(f"{name} goes with --engine ray")
+        return
     if output.layout is None:
         raise OutputError("--engine ray needs a table to write: -o FILE or -o DIR/")
     if any(isinstance(source, StandardInput) for source in sources):

@@ -194,7 +194,8 @@ class Output:
     ) -> Destination:
         """Open it; ``build`` is what computes, where that is not this process.
 
-        Raises :class:`OutputError` where what is there is of other settings."""
+        Raises :class:`OutputError` where what is there is of other settings.
+        """
         from fiqa_fast.gallery.sinks import TerminalSink, open_pipe
 
         if self.layout is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fiqa_fast.cli.engine import check_shareable, engine_options, make_engine
+from fiqa_fast.cli.engine import check_engine, engine_options, make_engine
 from fiqa_fast.cli.errors import STRICT
 from fiqa_fast.cli.options import (
     OUTPUTS,
@@ -111,8 +111,7 @@ def command(
     names = parse_outputs(outputs)
     output = Output.plan(options, names)
     sources = open_sources(inputs, root, split(ext), output.paths)
-    if engine == "ray":
-        check_shareable(output, sources, processes)
+    check_engine(engine, output, sources, processes, ray_address, actors)
 
     from fiqa_fast.cli.scorer import make_scorer, meaning
     from fiqa_fast.cli.spreading import ending, place, spread
