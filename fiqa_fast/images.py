@@ -29,9 +29,18 @@ from PIL import (  # the plugins register the formats below; the others stay unl
 )
 
 from fiqa_fast.errors import ImageError
+from fiqa_fast.image_limits import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    check_file,
+    check_pixels,
+    check_scans,
+    room_for,
+)
 
 __all__ = [
     "FORMATS",
+    "MAX_BYTES",
     "MAX_PIXELS",
     "ResizeWarning",
     "decode",
@@ -45,7 +54,6 @@ Pixels = npt.NDArray[np.uint8]
 
 # Photographs only: Pillow's other formats (EPS among them) start interpreters or are not images.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
-MAX_PIXELS = 64 * 2**20
 
 _WANTED = "wanted a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or JPEG 2000 image"
 # Modes that Pillow converts to RGB with a defined meaning; 16-bit grey is scaled here.
@@ -76,8 +84,9 @@ def decode(source: bytes | str | os.PathLike[str] | BinaryIO) -> Pixels:
     an alpha channel is dropped, not blended; 16-bit grey is scaled to 8 bits.
 
     Returns a uint8 array [H, W, 3]. Raises :class:`fiqa_fast.ImageError` where there is no such
-    image: missing, empty, truncated, no known format, more than 64 Mpixel by its header (checked
-    before any pixel is decoded), or a pixel type without a defined conversion (32-bit, float).
+    image: missing, empty, longer than 32 MiB, truncated, no known format, more than 64 Mpixel by its
+    header (checked before any pixel is decoded), or a pixel type without a defined conversion
+    (32-bit, float).
     """
     try:
         if isinstance(source, (bytes, bytearray, memoryview)):
@@ -140,15 +149,15 @@ def _one_line(text: str, limit: int = 200) -> str:
 def _decode_file(file: BinaryIO) -> Pixels:
     if not file.read(1):
         raise ImageError(f"{_WANTED}, got an empty file")
-    file.seek(0)
+    check_file(file)
     with Image.open(file, formats=FORMATS) as image:
         width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ImageError(f"wanted at most {MAX_PIXELS // 2**20} Mpixel, got {width} x {height}")
-        if min(width, height) < 1:
-            raise ImageError(f"wanted at least one pixel, got {width} x {height}")
-        image.load()
-        return _to_rgb(image)
+        check_pixels(width, height)
+        if image.format in ("JPEG", "MPO"):  # the latter is several JPEGs in one file
+            check_scans(file, width * height)
+        with room_for(width * height):
+            image.load()
+            return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Pixels:

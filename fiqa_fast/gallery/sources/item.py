@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, NoReturn, Protocol
 
-from fiqa_fast.images import open_regular
+from fiqa_fast.images import MAX_BYTES, open_regular
 
 __all__ = ["MAX_IMAGE_BYTES", "Item", "Opening", "Source", "failing_item", "file_item"]
 
-# Of one encoded image inside a container. An aligned crop takes ten kilobytes; whoever claims
-# gigabytes wants memory.
-MAX_IMAGE_BYTES = 32 * 2**20
+MAX_IMAGE_BYTES = MAX_BYTES  # of one encoded image inside a container, too
 
 
 @dataclass(frozen=True, slots=True)
