@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
 from typing import Any, BinaryIO, NamedTuple
@@ -84,8 +85,8 @@ def decode(source: bytes | str | os.PathLike[str] | BinaryIO) -> Pixels:
     an alpha channel is dropped, not blended; 16-bit grey is scaled to 8 bits.
 
     Returns a uint8 array [H, W, 3]. Raises :class:`fiqa_fast.ImageError` where there is no such
-    image: missing, empty, longer than 32 MiB, truncated, no known format, more than 64 Mpixel by its
-    header (checked before any pixel is decoded), or a pixel type without a defined conversion
+    image: missing, empty, longer than 32 MiB, truncated, no known format, more than 64 Mpixel by
+    its header (checked before any pixel is decoded), or a pixel type without a defined conversion
     (32-bit, float).
     """
     try:
@@ -132,7 +133,9 @@ def describe(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"{_WANTED}, got something else, or a damaged header"
     if isinstance(error, Image.DecompressionBombError):
-        return f"wanted at most {MAX_PIXELS // 2**20} Mpixel, got far more"
+        found = re.search(r"\d+", str(error))
+        got = f"{int(found[0]) // 2**20} Mpixel" if found else "far more"
+        return f"wanted at most {MAX_PIXELS // 2**20} Mpixel, got {got}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     text = _one_line(str(error)) or type(error).__name__
@@ -150,6 +153,8 @@ def _decode_file(file: BinaryIO) -> Pixels:
     if not file.read(1):
         raise ImageError(f"{_WANTED}, got an empty file")
     check_file(file)
+    # Read whole: what asks a file for so many bytes gets room for them, whatever the file has.
+    file = io.BytesIO(file.read())
     with Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         check_pixels(width, height)

@@ -6,9 +6,11 @@ from __future__ import annotations
 import io
 import os
 import struct
+import time
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
+from fiqa_fast import image_limits
 from fiqa_fast.errors import ImageError
 from fiqa_fast.images import (
+    MAX_BYTES,
     MAX_PIXELS,
     ResizeWarning,
     decode,
@@ -331,3 +335,52 @@ def test_a_large_reduction_warns_and_a_small_one_does_not() -> None:
 def test_resize_refuses_other_tensors(images: torch.Tensor) -> None:
     with pytest.raises(ImageError, match=r"wanted uint8 images .* got "):
         resize(images, 112)
+
+
+def test_files_too_long_for_an_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(Image.fromarray(picture()), "PNG"))
+    os.truncate(path, MAX_BYTES)
+    assert decode(path).shape == (20, 30, 3)  # what follows an image does not matter
+    os.truncate(path, MAX_BYTES + 1)
+    with pytest.raises(ImageError, match="wanted an image of at most 32 MiB, got 33554433 bytes"):
+        decode(path)
+
+
+def test_jpegs_of_notes_without_end() -> None:
+    data = encode(Image.fromarray(picture()), "JPEG")
+    note = b"\xff\xfe\x08\x02" + bytes(2048)
+    assert decode(data[:2] + note * 1000 + data[2:]).shape == (20, 30, 3)
+    with pytest.raises(ImageError, match="at most 1024 segments before the pixels"):
+        decode(data[:2] + note * 1100 + data[2:])
+
+
+def test_jpegs_of_scans_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(Image.fromarray(picture()), "JPEG", progressive=True)
+    assert data.count(b"\xff\xda") == 10
+    last, end = data.rindex(b"\xff\xc4"), data.rindex(b"\xff\xd9")
+    more = data[:last] + data[last:end] * 91 + data[end:]
+    monkeypatch.setattr(image_limits, "_MAX_SCANNED", 100 * 20 * 30)
+    assert decode(more).shape == (20, 30, 3)
+    with pytest.raises(ImageError, match="at most 100 scans of that many pixels, got 101"):
+        decode(data[:last] + data[last:end] * 92 + data[end:])
+
+
+def test_large_images_are_decoded_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_limits, "_SMALL_IMAGE", 20 * 30 - 1)
+    data = encode(Image.fromarray(picture()), "PNG")
+    now, most = 0, 0
+    load = ImageFile.ImageFile.load
+
+    def counted(self: Any) -> Any:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        time.sleep(0.01)
+        now -= 1
+        return load(self)
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", counted)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(decode, [data] * 8))
+    assert most == 1
