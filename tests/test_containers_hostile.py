@@ -20,7 +20,7 @@ import pyarrow
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from containers import MAGIC, WRITERS, packed, record
+from containers import MAGIC, WRITERS, packed, record, write_saved
 
 from fiqa_fast.errors import ImageError
 from fiqa_fast.gallery import InputError, open_sources
@@ -89,12 +89,15 @@ def survive(path: Path) -> tuple[int, int]:
     return good, bad
 
 
-@pytest.mark.parametrize("name", [*WRITERS, "x.idx"])
+@pytest.mark.parametrize("name", [*WRITERS, "x.idx", "state.json", "data-00001-of-00002.arrow"])
 def test_mutations(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "x.idx":
         path = WRITERS["x.rec"](tmp_path / "x.rec", IMAGES)
         target = path.with_suffix(".idx")
+    elif name not in WRITERS:
+        path = write_saved(tmp_path / "saved", IMAGES)
+        target = path / name
     else:
         target = path = WRITERS[name](path, IMAGES)
     data = target.read_bytes()

@@ -65,7 +65,8 @@ def command(
     """Score aligned face crops: higher is better.
 
     INPUT is a folder (searched through, hidden names left out), an image file, a list file
-    (.txt, one path per line), a pattern in quotes, or a container:
+    (.txt, one path per line), a pattern in quotes with any of * ? [a-z] {000..123} {a,b}, or a
+    container:
 
     \b
       .tar .tar.gz .tgz      tar archives, those of WebDataset too; - is one from standard input
@@ -73,6 +74,7 @@ def command(
       .rec                   MXNet records, as insightface's, with an .idx beside or without
       .bin                   insightface's sets of pairs
       .parquet .arrow .feather  tables with encoded images, as Hugging Face's datasets
+      folders of save_to_disk  of Hugging Face's datasets, with state.json or dataset_dict.json
       .lmdb .mdb, folders    LMDB environments
 
     Every image is a row of the table, in a fixed order, with a key that no other row has; one
@@ -85,6 +87,7 @@ def command(
       fiqa-fast score crops/ -o scores.csv
       fiqa-fast score crops/ --ext jpg -o scores.parquet --outputs score,embedding
       fiqa-fast score 'shards/*.tar' -o scores.parquet
+      fiqa-fast score 'shards/faces-{000000..000123}.tar' -o scores.parquet
       curl -s https://example.org/faces.tar.gz | fiqa-fast score - -o scores.csv
       fiqa-fast score list.txt --root /data/faces -o scores.txt
       fiqa-fast score crops/ --gauge none --exit 4        published score of block 4

@@ -16,7 +16,7 @@ SECONDS = 60
 
 # One process loads the libraries, then forks for each command line: each starts as afresh.
 _RUNS = """
-import io, json, os, resource, signal, sys, tempfile, time
+import json, os, resource, signal, sys, tempfile, time
 sys.path.remove('')
 import fiqa_fast.gallery, fiqa_fast.scorer, pyarrow.parquet
 from fiqa_fast.cli import main

@@ -37,13 +37,21 @@ class TableSource(Container):
             return int(_parquet(self.path).metadata.num_rows)
 
     def _entries(self) -> Iterator[Entry]:
+        for number, (name, opener) in enumerate(self.rows()):
+            yield (str(number) if name is None else member_key(name)), opener
+
+    def rows(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield the name of each row's image, if it has one, and what opens it.
+
+        Raises :class:`DamagedError` where the table breaks off.
+        """
         number = 0
         with _understood():
             schema, batches = self._open()
             image, key = find_columns(schema)
             for batch in batches([image] if key is None else [image, key]):
-                for name, opener in named_images(batch, image, key):
-                    yield (str(number) if name is None else member_key(name)), opener
+                for row in named_images(batch, image, key):
+                    yield row
                     number += 1
         # pyarrow takes the end of the file for the end of the table.
         wanted = self.count()

@@ -35,7 +35,7 @@ def open_sources(
 
     A container is known by its suffix (``.bin``, ``.rec``, ``.tar``, ``.tar.gz``, ``.zip``,
     ``.lmdb``, ``.parquet``, ``.arrow`` and some more), an LMDB folder by its file; ``-`` is a tar
-    archive from standard input. A name with a wildcard that is no file is a pattern.
+    archive from standard input. A name with a wildcard or braces that is no file is a pattern.
 
     ``root`` is where the relative paths of list files start (default: the list's own folder),
     ``ext`` narrows folders, patterns and archives to these suffixes, ``exclude`` is what to pass
