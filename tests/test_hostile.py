@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,7 +130,9 @@ that a file names was run. Some texts are those of {versions}.
 
 
 def versions() -> str:
-    return f"Pillow {PIL.__version__} and pyarrow {pyarrow.__version__}"
+    found = importlib.util.find_spec("av") is not None
+    video = f"PyAV {metadata.version('av')}" if found else "no PyAV"
+    return f"Pillow {PIL.__version__}, pyarrow {pyarrow.__version__} and {video}"
 
 
 def page(seen: Seen) -> str:

@@ -43,6 +43,14 @@ __all__ = ["command"]
     metavar="NAME,...",
     help=f"Columns: {', '.join(OUTPUTS)}. All but score need a .parquet or .jsonl table.",
 )
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Of videos, score every N-th frame.",
+)
 @model_options
 @scorer_options
 @gallery_options
@@ -50,6 +58,7 @@ def command(
     inputs: tuple[str, ...],
     output: str | None,
     outputs: str,
+    every: int,
     model: str,
     architecture: str | None,
     exit_block: int | None,
@@ -76,6 +85,7 @@ def command(
       .parquet .arrow .feather  tables with encoded images, as Hugging Face's datasets
       folders of save_to_disk  of Hugging Face's datasets, with state.json or dataset_dict.json
       .lmdb .mdb, folders    LMDB environments
+      .mp4 .mkv .webm .avi   videos, and some more (pip install 'fiqa_fast[video]')
 
     Every image is a row of the table, in a fixed order, with a key that no other row has; one
     that is not readable has an error text instead of a score, and the run goes on. A container
@@ -100,7 +110,7 @@ def command(
 
     names = parse_outputs(outputs)
     has_errors = check_sink(output, names)
-    sources = open_sources(inputs, root, split(ext), output)
+    sources = open_sources(inputs, root, split(ext), output, every)
 
     from fiqa_fast.cli.scorer import make_scorer, meaning
 

@@ -109,6 +109,12 @@ def _empty(folder: Path) -> None:
     (folder / "empty").mkdir()
 
 
+def _elsewhere(folder: Path) -> None:
+    (folder / "stored").mkdir()
+    content = '{"_data_files": [{"filename": "../../etc/passwd"}]}'
+    (folder / "stored" / "state.json").write_text(content)
+
+
 def _nothing(folder: Path) -> None:
     """The machine has it."""
 
@@ -132,6 +138,10 @@ def refusals() -> list[Refusal]:
         Refusal("a name that is not UTF-8", ("score", "\udcff.png"), _nothing),
         Refusal("a name with a line break", ("score", "a\nb"), _nothing),
         Refusal("a name of 5000 letters", ("score", "x" * 5000), _nothing),
+        Refusal("a thousand million names", ("score", "x{0..999999999}.tar"), _nothing),
+        Refusal(
+            "a folder of save_to_disk whose files are elsewhere", ("score", "stored"), _elsewhere
+        ),
         Refusal("nothing on standard input", ("score", "-"), _nothing),
         Refusal("a checkpoint that runs a command", (*model, "evil.pt"), _checkpoint("evil.pt")),
         Refusal(

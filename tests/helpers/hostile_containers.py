@@ -371,8 +371,22 @@ def _tables() -> Iterator[HostileContainer]:
 
 
 def _none() -> Iterator[HostileContainer]:
-    for suffix in ("tar", "tar.gz", "zip", "rec", "bin", "lmdb", "parquet", "arrow", "feather"):
+    for suffix in (
+        "tar",
+        "tar.gz",
+        "zip",
+        "rec",
+        "bin",
+        "lmdb",
+        "parquet",
+        "arrow",
+        "feather",
+        "mp4",
+    ):
         yield f"text.{suffix}", f"text that is called .{suffix}", _text
+
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n"
+    yield "playlist.mp4", "a playlist of other files", lambda path: path.write_bytes(playlist)
 
 
 def hostile_containers() -> list[HostileContainer]:

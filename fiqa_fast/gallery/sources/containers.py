@@ -14,6 +14,7 @@ from fiqa_fast.gallery.sources.pair_set import open_pair_set
 from fiqa_fast.gallery.sources.record import open_record
 from fiqa_fast.gallery.sources.saved import open_saved
 from fiqa_fast.gallery.sources.tar import open_tar
+from fiqa_fast.gallery.sources.video import open_video
 from fiqa_fast.gallery.sources.zipped import open_zip
 
 __all__ = ["opener_of"]
@@ -33,6 +34,7 @@ _BY_SUFFIX: dict[str, Opener] = {
     ".parquet": open_table,
     ".arrow": open_table,
     ".feather": open_table,
+    **dict.fromkeys((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"), open_video),
 }
 # Folders that are containers, by a file in them.
 _BY_FILE: dict[str, Opener] = {

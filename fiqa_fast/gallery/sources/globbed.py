@@ -54,6 +54,7 @@ class GlobSource(FolderSource):
 
     pattern: tuple[str, ...] = ()
     root: str | None = None
+    every: int = 1
     damage: list[str] = field(default_factory=list, init=False)
 
     def __iter__(self) -> Iterator[Item]:
@@ -90,7 +91,9 @@ class GlobSource(FolderSource):
                 yield file_item(key, path)
                 continue
             try:
-                yield opener(path, Opening(key + "/", self.root, self.ext, self.exclude))
+                yield opener(
+                    path, Opening(key + "/", self.root, self.ext, self.exclude, self.every)
+                )
             except (InputError, ImageError, OSError) as error:
                 self.damage.append(str(error))
                 yield failing_item(key, ImageError(str(error)))
@@ -171,10 +174,12 @@ def open_pattern(pattern: str, opening: Opening) -> GlobSource:
     rest = "/".join(parts)
     common = (base, opening.prefix, opening.ext, opening.exclude)
     if has_braces(rest):
-        source: GlobSource = BracedSource(*common, (), opening.root, tuple(expand(rest)))
+        source: GlobSource = BracedSource(
+            *common, (), opening.root, opening.every, tuple(expand(rest))
+        )
         found = any(not isinstance(entry, Item) for entry in source.walk())
     else:
-        source = GlobSource(*common, parts, opening.root)
+        source = GlobSource(*common, parts, opening.root, opening.every)
         found = next(source.walk(), None) is not None
     if not found:
         raise InputError(f"{printable(pattern)}: no file matches this pattern")

@@ -52,6 +52,7 @@ class Opening:
     root: str | None = None  # where the relative paths of list files start
     ext: frozenset[str] | None = None  # suffixes wanted: lower case, without the dot
     exclude: frozenset[str] = frozenset()  # the output files, as real paths
+    every: int = 1  # of a video's frames, the first of so many
 
 
 def _fail(error: Exception) -> NoReturn:
