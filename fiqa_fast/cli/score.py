@@ -39,6 +39,14 @@ __all__ = ["command"]
     metavar="NAME,...",
     help=f"What to write: {', '.join(OUTPUTS)}.",
 )
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Of videos, score every N-th frame.",
+)
 @model_options
 @scorer_options
 @reading_options
@@ -50,6 +58,7 @@ def command(
     /,
     inputs: tuple[str, ...],
     outputs: str,
+    every: int,
     model: str,
     architecture: str | None,
     exit_block: int | None,
@@ -71,7 +80,8 @@ def command(
     """Score aligned face crops: higher is better.
 
     INPUT is a folder (searched through, hidden names left out), an image file, a list file
-    (.txt, one path per line), a pattern in quotes, or a container:
+    (.txt, one path per line), a pattern in quotes with any of * ? [a-z] {000..123} {a,b}, or a
+    container:
 
     \b
       .tar .tar.gz .tgz      tar archives, those of WebDataset too; - is one from standard input
@@ -79,7 +89,9 @@ def command(
       .rec                   MXNet records, as insightface's, with an .idx beside or without
       .bin                   insightface's sets of pairs
       .parquet .arrow .feather  tables with encoded images, as Hugging Face's datasets
+      folders of save_to_disk  of Hugging Face's datasets, with state.json or dataset_dict.json
       .lmdb .mdb, folders    LMDB environments
+      .mp4 .mkv .webm .avi   videos, and some more (pip install 'fiqa_fast[video]')
 
     Every image is a row of the table, in a fixed order, with a key that no other row has; one
     that is not readable has an error text instead of a score, and the run goes on. A container
@@ -98,6 +110,7 @@ def command(
       fiqa-fast score 'shards/*.tar' -o scores/ --shard 3/16     one of 16 machines, from 0
       torchrun --nproc-per-node 8 --no-python fiqa-fast score train.rec -o scores/
       fiqa-fast score 'shards/*.tar' -o scores.parquet --engine ray   on a cluster
+      fiqa-fast score 'shards/faces-{000000..000123}.tar' -o scores.parquet
       curl -s https://example.org/faces.tar.gz | fiqa-fast score - -o scores.csv
       fiqa-fast score crops/ -o - | sort -t, -k2 -g | head       the worst first
       fiqa-fast score list.txt --root /data/faces -o scores.txt
@@ -110,7 +123,7 @@ def command(
 
     names = parse_outputs(outputs)
     output = Output.plan(options, names)
-    sources = open_sources(inputs, root, split(ext), output.paths)
+    sources = open_sources(inputs, root, split(ext), output.paths, every)
     check_engine(engine, output, sources, processes, ray_address, actors)
 
     from fiqa_fast.cli.scorer import make_scorer, meaning
