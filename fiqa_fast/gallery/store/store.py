@@ -155,6 +155,8 @@ class Store:
     def _begin(self, settings: dict[str, Any], overwrite: bool) -> Record:
         """Return the record to go on with, or raise :class:`OutputError` saying why not."""
         there = os.path.lexists(self.layout.path)
+        arrays = map(self.layout.array_path, self.layout.arrays)
+        stranger = next(filter(os.path.lexists, [self.layout.path, *arrays]), None)
         try:
             found = Record.load(os.path.join(self.folder, RECORD))
         except OutputError:
@@ -164,10 +166,17 @@ class Store:
         if found is not None:
             other = differences(settings, found.settings)
             if not other and not (overwrite and found.extends):
-                if there and not (found.extends or found.replaces or overwrite):
+                if found.extends and not there:
                     raise OutputError(
-                        f"{self.layout.path}: this file has appeared while its rows were "
-                        "unfinished; move it away, or replace it with --overwrite"
+                        f"{self.layout.path}: has vanished while new rows for it were unfinished; "
+                        "put it back, or start anew with --overwrite"
+                    )
+                if found.extends:
+                    self._check_table(settings)
+                elif stranger is not None and not (found.replaces or overwrite):
+                    raise OutputError(
+                        f"{stranger}: this file has appeared while its rows were unfinished; move "
+                        "it away, or replace it with --overwrite"
                     )
                 found.replaces |= overwrite
                 return found
@@ -182,6 +191,11 @@ class Store:
         if there and not overwrite:
             self._check_table(settings)
             return Record(settings, extends=True)
+        if stranger is not None and not overwrite:
+            raise OutputError(
+                f"{stranger}: this file exists, and no table says how it was made; write to "
+                "another one, or replace it with --overwrite"
+            )
         return Record(settings, replaces=overwrite)
 
     def _check_table(self, settings: dict[str, Any]) -> None:

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outputs in trouble: what somebody edited, moved or put beside them, and disks that are full."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from galleries import KeySource, open_store, rows_of, score_all
+
+from fiqa_fast.gallery import OutputError
+from fiqa_fast.gallery.shares import numbered
+
+KEYS = [f"{i:03}.jpg" for i in range(23)]
+MORE = [*KEYS, "x.jpg", "y.jpg"]
+VECTORS = {"outputs": ("score", "embedding"), "vectors": "npy"}
+
+
+def extend_and_stop(path: Path, **options: Any) -> None:
+    """Finish a table, and stop the run that adds to it."""
+    score_all(open_store(path, **options), [KeySource(KEYS)])
+    store = open_store(path, **options)
+    items = store.pending(numbered([KeySource(MORE)]))
+    store.write(rows_of([next(items).key], bool(options)))
+    store.abort()
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_the_table_that_grows_has_vanished_meanwhile(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out.{suffix}"
+    extend_and_stop(path)
+    path.rename(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match=r"has vanished while .*put it back.*--overwrite"):
+        open_store(path)
+    (tmp_path / "elsewhere").rename(path)
+    score_all(open_store(path), [KeySource(MORE)])
+    path.unlink()
+    score_all(open_store(path), [KeySource(MORE)])
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_the_table_that_grows_is_another_one_meanwhile(tmp_path: Path, suffix: str) -> None:
+    path, other = tmp_path / f"out.{suffix}", tmp_path / f"other.{suffix}"
+    extend_and_stop(path)
+    score_all(open_store(other, settings={"exit": 4}), [KeySource(KEYS)])
+    for file in tmp_path.glob("other*"):
+        file.replace(str(file).replace("other", "out"))
+    with pytest.raises(OutputError, match="holds rows of other settings .exit 8, not 4"):
+        open_store(path)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_somebody_s_array_is_not_overwritten_unasked(tmp_path: Path, suffix: str) -> None:
+    path, array = tmp_path / f"out.{suffix}", tmp_path / "out.embedding.npy"
+    np.save(array, np.arange(3))
+    before = array.read_bytes()
+    with pytest.raises(OutputError, match=r"out.embedding.npy: this file exists, .*--overwrite"):
+        open_store(path, **VECTORS)
+    assert array.read_bytes() == before
+    assert os.listdir(tmp_path) == [array.name]
+    score_all(open_store(path, overwrite=True, **VECTORS), [KeySource(KEYS)])
+    assert len(np.load(array)) == len(KEYS)
+
+
+def test_a_table_that_has_lost_rows_has_lost_its_array(tmp_path: Path) -> None:
+    """Row i of the array would be of another image."""
+    path = tmp_path / "out.csv"
+    score_all(open_store(path, **VECTORS), [KeySource(KEYS)])
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3] + lines[4:]))
+    with pytest.raises(OutputError, match=r"wanted floats of 22 rows, got float32 \[23, 4\]"):
+        score_all(open_store(path, **VECTORS), [KeySource(MORE)])
