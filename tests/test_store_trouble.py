@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from galleries import KeySource, open_store, rows_of, score_all
 
 from fiqa_fast.gallery import OutputError
 from fiqa_fast.gallery.shares import numbered
+from fiqa_fast.gallery.store import state_folder
 
 KEYS = [f"{i:03}.jpg" for i in range(23)]
 MORE = [*KEYS, "x.jpg", "y.jpg"]
@@ -48,7 +50,7 @@ def test_the_table_that_grows_is_another_one_meanwhile(tmp_path: Path, suffix: s
     score_all(open_store(other, settings={"exit": 4}), [KeySource(KEYS)])
     for file in tmp_path.glob("other*"):
         file.replace(str(file).replace("other", "out"))
-    with pytest.raises(OutputError, match="holds rows of other settings .exit 8, not 4"):
+    with pytest.raises(OutputError, match=r"holds rows of other settings .exit 8, not 4"):
         open_store(path)
 
 
@@ -73,3 +75,33 @@ def test_a_table_that_has_lost_rows_has_lost_its_array(tmp_path: Path) -> None:
     path.write_text("".join(lines[:3] + lines[4:]))
     with pytest.raises(OutputError, match=r"wanted floats of 22 rows, got float32 \[23, 4\]"):
         score_all(open_store(path, **VECTORS), [KeySource(MORE)])
+
+
+def test_a_folder_that_cannot_be_removed_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS keeps a file that is removed while it is open; and the next run may be there already."""
+    path = tmp_path / "out.parquet"
+    store = open_store(path)
+    unlink = os.unlink
+
+    def keep_open_ones(name: str, *args: Any, **options: Any) -> None:
+        unlink(name, *args, **options)
+        if name.endswith("lock"):
+            Path(name).with_name("lock").touch()
+
+    monkeypatch.setattr(os, "unlink", keep_open_ones)
+    score_all(store, [KeySource(KEYS)])
+    assert pq.read_table(path).num_rows == len(KEYS)
+
+
+def test_a_lock_is_no_link(tmp_path: Path) -> None:
+    """Whoever may write beside the output may not have another file emptied."""
+    path, precious = tmp_path / "out.parquet", tmp_path / "precious"
+    precious.write_text("kept")
+    folder = Path(state_folder(str(path)))
+    folder.mkdir()
+    (folder / "lock").symlink_to(precious)
+    with pytest.raises(OutputError, match="out.parquet"):
+        open_store(path)
+    assert precious.read_text() == "kept"

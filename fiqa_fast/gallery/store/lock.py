@@ -7,12 +7,14 @@ import errno
 import fcntl
 import os
 import socket
+from contextlib import suppress
 
 from fiqa_fast.gallery.errors import OutputError
 
 __all__ = ["LOCK_NAME", "FolderLock"]
 
 LOCK_NAME = "lock"
+_FLAGS = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class FolderLock:
@@ -29,7 +31,7 @@ class FolderLock:
             try:
                 os.makedirs(folder, exist_ok=True)
                 path = os.path.join(folder, LOCK_NAME)
-                self.fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+                self.fd = os.open(path, _FLAGS, 0o666)
             except FileNotFoundError:
                 continue  # its last holder has just finished and removed the folder
             except OSError as error:
@@ -50,8 +52,9 @@ class FolderLock:
             if self._is_ours(path):
                 break
             os.close(self.fd)  # of a folder that was removed meanwhile
-        os.truncate(self.fd, 0)
-        os.pwrite(self.fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with suppress(OSError):  # a full disk: nobody but a second run would read it
+            os.truncate(self.fd, 0)
+            os.pwrite(self.fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
     def _is_ours(self, path: str) -> bool:
         try:
@@ -61,9 +64,11 @@ class FolderLock:
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def remove(self) -> None:
-        """Remove the folder, which has to be empty but for the lock."""
+        """Let others have it, and remove the folder if it is empty but for the lock."""
         os.unlink(os.path.join(self.folder, LOCK_NAME))
-        os.rmdir(self.folder)
+        self.release()  # NFS keeps what is open, under another name in the same folder
+        with suppress(OSError):  # the next run may be there already
+            os.rmdir(self.folder)
 
     def release(self) -> None:
         """Let others have it."""
