@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from galleries import KeySource, open_store, rows_of, score_all
+from galleries import KeySource, hash_of, open_store, rows_of, score_all
 
 from fiqa_fast.gallery import OutputError
 from fiqa_fast.gallery.shares import numbered
@@ -77,6 +80,80 @@ def test_a_table_that_has_lost_rows_has_lost_its_array(tmp_path: Path) -> None:
         score_all(open_store(path, **VECTORS), [KeySource(MORE)])
 
 
+@pytest.mark.parametrize("record", [{"settings": 3}, {"settings": {}, "builds": 3}])
+def test_a_record_of_another_shape_is_damaged(tmp_path: Path, record: Any) -> None:
+    path = tmp_path / "out.parquet"
+    store = open_store(path)
+    store.add(rows_of(KEYS[:3]), [0, 1, 2])
+    store.abort()
+    (Path(state_folder(str(path))) / "record.json").write_text(json.dumps(record))
+    with pytest.raises(OutputError, match="record of an unfinished run is damaged"):
+        open_store(path)
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["fsync", "mkdir"])
+def test_a_disk_that_is_full_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, full)
+        with pytest.raises(OutputError, match=r"out.parquet.*No space left"):
+            open_store(tmp_path / "out.parquet")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_is_full_at_the_end_is_not_kept_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.parquet"
+    store = open_store(path)
+    for _ in store.pending(numbered([KeySource(KEYS)])):
+        pass
+    store.write(rows_of(KEYS))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OutputError, match="all rows are kept"):
+            store.commit()
+    assert not [name for name in os.listdir(state_folder(str(path))) if "ready" in name]
+    score_all(open_store(path), [KeySource(KEYS)])
+    assert pq.read_table(path).num_rows == len(KEYS)
+
+
+def test_what_is_ready_is_kept_where_it_cannot_be_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table without new rows, of which an array is in place already."""
+    path = tmp_path / "out.csv"
+    score_all(open_store(path, **VECTORS), [KeySource(KEYS)])
+    good = [key for key in KEYS if hash_of(key) % 7]
+
+    def finish() -> None:
+        store = open_store(path, retry_errors=True, **VECTORS)
+        assert list(store.pending(numbered([KeySource(good)]))) == []
+        store.commit()
+
+    replace = os.replace
+
+    def fail(source: str, target: str) -> None:
+        if target == str(path):
+            raise OSError(errno.EROFS, "Read-only file system")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OutputError, match="Read-only"):
+            finish()
+        with pytest.raises((OutputError, OSError), match="Read-only"):
+            open_store(path, **VECTORS)
+    open_store(path, **VECTORS).abort()
+    assert len(path.read_text().splitlines()) == 1 + len(good)
+    assert len(np.load(tmp_path / "out.embedding.npy")) == len(good)
+
+
 def test_a_folder_that_cannot_be_removed_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +170,17 @@ def test_a_folder_that_cannot_be_removed_is_no_failure(
     monkeypatch.setattr(os, "unlink", keep_open_ones)
     score_all(store, [KeySource(KEYS)])
     assert pq.read_table(path).num_rows == len(KEYS)
+
+
+def test_a_stopped_run_without_rows_binds_nobody(tmp_path: Path) -> None:
+    """Killed before its first row, it leaves its record behind."""
+    path = tmp_path / "out.parquet"
+    store = open_store(path, settings={"exit": 4})
+    kept = shutil.copytree(state_folder(str(path)), tmp_path / "kept")
+    store.abort()
+    os.rename(kept, state_folder(str(path)))
+    score_all(open_store(path), [KeySource(KEYS)])
+    assert os.listdir(tmp_path) == ["out.parquet"]
 
 
 def test_a_lock_is_no_link(tmp_path: Path) -> None:

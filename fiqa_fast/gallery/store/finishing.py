@@ -19,7 +19,7 @@ from fiqa_fast.gallery.store.lock import LOCK_NAME
 from fiqa_fast.gallery.store.parts import Part, rows_in_order
 from fiqa_fast.gallery.store.record import Record
 
-__all__ = ["clear", "move_into_place", "prepare"]
+__all__ = ["clear", "is_ready", "move_into_place", "prepare"]
 
 _READY = "ready"
 
@@ -47,6 +47,9 @@ def prepare(folder: str, layout: Layout, record: Record, parts: Sequence[Part]) 
         for file in files:
             file.flush()
             os.fsync(file.fileno())
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)  # nobody mends a full disk that is kept full
+        raise
     finally:
         for file in files:
             with suppress(OSError):  # closing flushes, which fails again on a full disk
@@ -56,14 +59,19 @@ def prepare(folder: str, layout: Layout, record: Record, parts: Sequence[Part]) 
     _synchronise(folder)
 
 
+def is_ready(folder: str) -> bool:
+    """Whether an output waits to be moved into its place."""
+    return os.path.isdir(os.path.join(folder, _READY))
+
+
 def move_into_place(folder: str, table: str) -> bool:
     """Move what is ready to where ``table`` belongs, itself last; return whether that was needed.
 
     The files are those of the run that made them ready, whatever is wanted now.
     """
-    ready = os.path.join(folder, _READY)
-    if not os.path.isdir(ready):
+    if not is_ready(folder):
         return False
+    ready = os.path.join(folder, _READY)
     target, last = os.path.split(table)
     for name in sorted(os.listdir(ready), key=lambda name: name == last):
         os.replace(os.path.join(ready, name), os.path.join(target, name))

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fiqa_fast.gallery.atomic import AtomicFile
+from fiqa_fast.gallery.atomic import write_atomically
 from fiqa_fast.gallery.errors import OutputError
 
 __all__ = ["Record", "differences", "this_build"]
@@ -41,21 +41,18 @@ class Record:
         return {k: v for k, v in description.items() if k not in ("version", "builds")}
 
     def save(self, path: str) -> None:
-        """Write it, whole or not at all."""
-        file = AtomicFile(path)
-        try:
-            file.file.write(json.dumps(vars(self), indent=1, sort_keys=True).encode())
-            file.commit()
-        except BaseException:
-            file.abort()
-            raise
+        """Write it, whole or not at all. Raises :class:`OutputError`."""
+        write_atomically(path, json.dumps(vars(self), indent=1, sort_keys=True).encode())
 
     @staticmethod
     def load(path: str) -> Record | None:
         """Read it; None where there is none. Raises :class:`OutputError` for a damaged one."""
         try:
             with open(path, "rb") as file:
-                return Record(**json.load(file))
+                record = Record(**json.load(file))
+            if not isinstance(record.settings, dict) or not isinstance(record.builds, list):
+                raise TypeError
+            return record
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:

@@ -16,7 +16,7 @@ from fiqa_fast.gallery.errors import OutputError
 from fiqa_fast.gallery.sinks import Layout, Rows
 from fiqa_fast.gallery.sources import Item
 from fiqa_fast.gallery.store.done import Done
-from fiqa_fast.gallery.store.finishing import clear, move_into_place, prepare
+from fiqa_fast.gallery.store.finishing import clear, is_ready, move_into_place, prepare
 from fiqa_fast.gallery.store.lock import FolderLock
 from fiqa_fast.gallery.store.parts import PartFiles, keys_in_order
 from fiqa_fast.gallery.store.record import Record, differences
@@ -82,6 +82,12 @@ class Store:
             parts = self._files.list()
             self._in_place = sum(1 for _ in self._entries()) if self.record.extends else 0
             self.kept = self.stored()
+        except OSError as error:
+            self._leave()
+            raise OutputError(
+                f"{layout.path}: {error.strerror or error}; all finished rows are kept: mend that "
+                "and run the same command again"
+            ) from error
         except BaseException:
             self._leave()
             raise
@@ -147,7 +153,7 @@ class Store:
 
     def _leave(self) -> None:
         with suppress(OSError):
-            if self._lock.fd >= 0 and not self._files.list():
+            if self._lock.fd >= 0 and not (self._files.list() or is_ready(self.folder)):
                 clear(self.folder)
                 self._lock.remove()
         self._lock.release()
@@ -157,12 +163,13 @@ class Store:
         there = os.path.lexists(self.layout.path)
         arrays = map(self.layout.array_path, self.layout.arrays)
         stranger = next(filter(os.path.lexists, [self.layout.path, *arrays]), None)
-        try:
-            found = Record.load(os.path.join(self.folder, RECORD))
-        except OutputError:
-            if not overwrite:
-                raise
-            found = None
+        found = None
+        if self._files.list():  # without rows, a record binds nobody
+            try:
+                found = Record.load(os.path.join(self.folder, RECORD))
+            except OutputError:
+                if not overwrite:
+                    raise
         if found is not None:
             other = differences(settings, found.settings)
             if not other and not (overwrite and found.extends):
