@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from galleries import KeySource, hash_of, open_store, rows_of, score_all
@@ -78,6 +79,21 @@ def test_a_table_that_has_lost_rows_has_lost_its_array(tmp_path: Path) -> None:
     path.write_text("".join(lines[:3] + lines[4:]))
     with pytest.raises(OutputError, match=r"wanted floats of 22 rows, got float32 \[23, 4\]"):
         score_all(open_store(path, **VECTORS), [KeySource(MORE)])
+
+
+def test_columns_that_somebody_added_or_took_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    score_all(open_store(path), [KeySource(KEYS)])
+    table = pq.read_table(path)
+    for edited in (
+        table.append_column("label", pa.array(range(len(KEYS)))),
+        table.drop_columns(["error"]),
+        table.drop_columns(["score"]),
+    ):
+        pq.write_table(edited, path)
+        with pytest.raises(OutputError, match=r"out.parquet: not a table that can go on"):
+            open_store(path)
+        assert os.listdir(tmp_path) == ["out.parquet"]
 
 
 @pytest.mark.parametrize("record", [{"settings": 3}, {"settings": {}, "builds": 3}])
@@ -190,6 +206,6 @@ def test_a_lock_is_no_link(tmp_path: Path) -> None:
     folder = Path(state_folder(str(path)))
     folder.mkdir()
     (folder / "lock").symlink_to(precious)
-    with pytest.raises(OutputError, match="out.parquet"):
+    with pytest.raises(OutputError, match=r"out.parquet"):
         open_store(path)
     assert precious.read_text() == "kept"

@@ -220,6 +220,7 @@ class Store:
                 f"{path}: holds rows of other settings ({'; '.join(other)}); write to another "
                 "file, or replace it with --overwrite"
             )
+        self.layout.format.table.check(path, self.layout.columns)
 
     def _note(self, build: Mapping[str, str] | None, retry_errors: bool) -> None:
         """Bring the record up to this start of the run, and store it before any row."""
