@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_line import face
 from galleries import KeySource, hash_of, open_store, rows_of, score_all
 
 from fiqa_fast.gallery import OutputError
@@ -199,6 +200,25 @@ def test_a_stopped_run_without_rows_binds_nobody(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out.parquet"]
 
 
+def test_failed_rows_are_known_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    bad = sum(hash_of(key) % 7 == 0 for key in KEYS)
+    assert bad
+    store = open_store(path)
+    assert store.failed == 0
+    store.add(rows_of(KEYS), range(len(KEYS)))
+    store.abort()
+    store = open_store(path)
+    assert store.failed == bad
+    store.commit()
+    store = open_store(path)
+    assert store.failed == bad
+    store.abort()
+    store = open_store(path, retry_errors=True)
+    assert store.failed == 0
+    store.abort()
+
+
 def test_a_lock_is_no_link(tmp_path: Path) -> None:
     """Whoever may write beside the output may not have another file emptied."""
     path, precious = tmp_path / "out.parquet", tmp_path / "precious"
@@ -209,3 +229,16 @@ def test_a_lock_is_no_link(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"out.parquet"):
         open_store(path)
     assert precious.read_text() == "kept"
+
+
+def test_strict_counts_what_earlier_runs_wrote(cli: Any, tmp_path: Path) -> None:
+    face(tmp_path / "crops" / "good.png", 1)
+    (tmp_path / "crops" / "bad.png").write_bytes(b"")
+    args = ("score", tmp_path / "crops", "-o", tmp_path / "out.csv", "--exit", 1)
+    assert cli(*args).status == 0
+    for _ in range(2):
+        outcome = cli(*args, "--strict")
+        assert outcome.status == 1
+        assert "2 rows are there already, 1 of them without a score" in outcome.err
+    face(tmp_path / "crops" / "bad.png", 2)
+    assert cli(*args, "--strict", "--retry-errors").status == 0

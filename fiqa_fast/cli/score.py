@@ -126,7 +126,8 @@ def command(
     silent = quiet or worker is not None
     progress = choose_progress(left, silent, output.shows_scores and sys.stdout.isatty())
     if sink.kept and not quiet:
-        progress.tell(f"{sink.kept} rows are there already")
+        failed = f", {sink.failed} of them without a score" if sink.failed else ""
+        progress.tell(f"{sink.kept} rows are there already{failed}")
     on_error = None if output.holds_errors else lambda k, e: progress.tell(f"{text_key(k)}: {e}")
     try:
         if processes > 1 and worker is None:
@@ -158,7 +159,7 @@ def command(
             click.echo(line, err=True)
     for line in damaged:
         click.echo(f"not read to its end: {line}", err=True)
-    return STRICT if damaged or (strict and summary.failed) else 0
+    return STRICT if damaged or (strict and summary.failed + sink.failed) else 0
 
 
 def _report(summary: Summary, passed: int, size: int, output: Output) -> list[str]:

@@ -49,6 +49,10 @@ class Store:
         save_seconds: After how long rows are stored at the latest.
         guard: Called before failed rows are taken in; raises where not they are at fault.
 
+    Attributes:
+        kept: How many rows were there at the start.
+        failed: How many of them have an error and are not scored again.
+
     Raises:
         OutputError: Another run has the output, or it is of other settings, or of something
             else, or cannot be written.
@@ -80,7 +84,10 @@ class Store:
             self.record = self._begin(dict(settings), overwrite)
             self._note(build, retry_errors)
             parts = self._files.list()
-            self._in_place = sum(1 for _ in self._entries()) if self.record.extends else 0
+            self._in_place, self.failed = 0, sum(part.failed() for part in parts)
+            for _, failed in self._entries() if self.record.extends else ():
+                self._in_place += 1
+                self.failed += failed
             self.kept = self.stored()
         except OSError as error:
             self._leave()
