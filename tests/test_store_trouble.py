@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -14,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command_line import face
+from command_line import face, one_line_error
+from containers import write_tar
 from galleries import KeySource, hash_of, open_store, rows_of, score_all
 
 from fiqa_fast.gallery import OutputError
@@ -242,3 +244,18 @@ def test_strict_counts_what_earlier_runs_wrote(cli: Any, tmp_path: Path) -> None
         assert "2 rows are there already, 1 of them without a score" in outcome.err
     face(tmp_path / "crops" / "bad.png", 2)
     assert cli(*args, "--strict", "--retry-errors").status == 0
+
+
+def test_a_run_that_ends_before_its_first_image_leaves_no_trace(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list turns out to be none when it is counted, or cannot be shared out."""
+    face(tmp_path / "good.png", 1)
+    (tmp_path / "list.txt").write_bytes("good.png".encode("utf-16"))
+    message = one_line_error(cli("score", tmp_path / "list.txt", "-o", tmp_path / "out.csv"))
+    assert "wanted a list in UTF-8" in message
+    archive = io.BytesIO(write_tar(tmp_path / "a.tar", {"a.png": b"x"}).read_bytes())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(archive))
+    message = one_line_error(cli("score", "-", "-o", tmp_path / "out.csv", "--processes", 2))
+    assert "standard input cannot be shared out" in message
+    assert sorted(os.listdir(tmp_path)) == ["a.tar", "good.png", "list.txt"]

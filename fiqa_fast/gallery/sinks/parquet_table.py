@@ -89,7 +89,7 @@ class ParquetTable:
 
     @staticmethod
     def check(path: str, columns: Sequence[str]) -> None:
-        """Raise :class:`OutputError` unless a table has these columns as :meth:`write` makes them."""
+        """Raise :class:`OutputError` unless a table has these columns, as :meth:`write` does."""
         import pyarrow as pa
         import pyarrow.parquet
 

@@ -153,7 +153,10 @@ class Store:
             self._lock.release()
 
     def abort(self) -> None:
-        """Keep what is finished for the next start of the run; without that, leave no trace."""
+        """Keep what is finished for the next start of the run; without that, leave no trace.
+
+        Does nothing the second time, or after :meth:`commit`.
+        """
         with suppress(OutputError, OSError):
             self.writer.flush()
         self._leave()
