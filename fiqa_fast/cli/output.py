@@ -283,6 +283,11 @@ class Destination:
         return 0 if self.store is None else self.store.kept
 
     @property
+    def failed(self) -> int:
+        """Those of them without a score."""
+        return 0 if self.store is None else self.store.failed
+
+    @property
     def stored(self) -> int:
         """Rows that are there now, on disk."""
         return 0 if self.store is None else self.store.stored()

@@ -159,14 +159,15 @@ def command(
         facts, build = remote.describe()
     facts["reading"] = reading.describe()
     sink = output.open(facts, inputs, root, sources, worker, build)
-    count = None if quiet or worker or output.share.count > 1 else total(sources)
-    left = None if count is None else max(0, count - sink.kept)
-    silent = quiet or worker is not None
-    progress = choose_progress(left, silent, output.shows_scores and sys.stdout.isatty())
-    if sink.kept and not quiet:
-        progress.tell(f"{sink.kept} rows are there already")
-    on_error = None if output.holds_errors else lambda k, e: progress.tell(f"{text_key(k)}: {e}")
     try:
+        count = None if quiet or worker or output.share.count > 1 else total(sources)
+        left = None if count is None else max(0, count - sink.kept)
+        silent = quiet or worker is not None
+        progress = choose_progress(left, silent, output.shows_scores and sys.stdout.isatty())
+        if sink.kept and not quiet:
+            failed = f", {sink.failed} of them without a score" if sink.failed else ""
+            progress.tell(f"{sink.kept} rows are there already{failed}")
+        tell = None if output.holds_errors else lambda k, e: progress.tell(f"{text_key(k)}: {e}")
         if processes > 1 and worker is None:
             summary, damaged, passed = spread(context.obj, processes, sink, sources, progress)
         elif remote is not None and sink.store is not None:
@@ -178,7 +179,7 @@ def command(
                 root,
                 progress,
                 batch_size=batch_size,
-                on_error=on_error,
+                on_error=tell,
             )
         else:
             summary = run(
@@ -190,12 +191,14 @@ def command(
                 batch_size=batch_size,
                 workers=workers,
                 progress=progress,
-                on_error=on_error,
+                on_error=tell,
             )
             damaged, passed = damages(sources), skipped(sources)
     except BaseException:
-        if sink.stored:
-            progress.tell(f"{sink.stored} rows are kept; the same command goes on from there")
+        sink.abort()
+        if stored := sink.stored:
+            line = f"{stored} rows are kept; the same command goes on from there"
+            click.echo(line, err=True)
         raise
     if worker is not None:
         worker.report(**ending(summary, damaged, passed))
@@ -207,7 +210,7 @@ def command(
             click.echo(line, err=True)
     for line in damaged:
         click.echo(f"not read to its end: {line}", err=True)
-    return STRICT if damaged or (strict and summary.failed) else 0
+    return STRICT if damaged or (strict and summary.failed + sink.failed) else 0
 
 
 def _report(summary: Summary, passed: int, size: int, output: Output) -> list[str]:

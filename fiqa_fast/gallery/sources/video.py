@@ -19,9 +19,8 @@ from fiqa_fast.gallery.sources.container import (
     DamagedError,
     Entry,
     RandomFile,
-    in_memory,
 )
-from fiqa_fast.gallery.sources.item import MAX_IMAGE_BYTES, Opening
+from fiqa_fast.gallery.sources.item import MAX_IMAGE_BYTES, InMemory, Opening
 from fiqa_fast.gallery.text import brief, printable
 from fiqa_fast.images import describe, open_regular
 
@@ -50,7 +49,7 @@ class VideoSource(Container):
                     if frame.is_corrupt:
                         raise DamagedError(f"damaged: frame {number}")
                     if number % self.opening.every == 0:
-                        yield f"{number:06d}", in_memory(_ppm(frame))
+                        yield f"{number:06d}", InMemory(_ppm(frame))
                     number += 1
             if packets < stream.frames:
                 raise DamagedError(f"cut off: wanted {stream.frames} frames, got {packets}")
