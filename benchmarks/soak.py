@@ -6,7 +6,7 @@ python benchmarks/soak.py [--images 200000] [--exit 8] [-o docs/soak.svg] [--jso
 The crops of ``examples/``, repeated under new keys, are written into an MXNet record file and a tar
 archive and scored by the real command. Memory is the resident memory of the process and its
 children; how many images were scored by then is read off the parts that the run has stored. The
-slope is that of a straight line through all samples after the first tenth of the images.
+slope is that of a straight line through all samples after the first tenth of the images (5,000).
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ WRITERS: dict[str, Callable[[Path, list[bytes], int], None]] = {
     "tar": write_tar,
 }
 _MIB = 2**20
-_WARM = 0.1  # of the images
+_WARM = 0.1  # of the images, and at least so many
+_WARM_IMAGES = 5000
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Watch:
         # Between two parts the images go on: each sample gets its share of them.
         steps = np.flatnonzero(np.diff(scored, prepend=-1) > 0)
         scored = np.interp(np.arange(len(scored)), steps, scored[steps])
-        warm = (scored >= _WARM * images) & (np.arange(len(scored)) <= steps[-1])
+        warm = (scored >= max(_WARM * images, _WARM_IMAGES)) & (np.arange(len(scored)) <= steps[-1])
         slope = np.polyfit(scored[warm], memory[warm], 1)[0] if warm.sum() > 2 else float("nan")
         rate = re.search(r"scored in ([0-9.]+) s, ([0-9.]+) images/s", self.report)
         busy = re.search(r"busy: (.*)", self.report)
