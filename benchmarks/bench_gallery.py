@@ -6,9 +6,10 @@ new keys, from an MXNet record file and a tar archive, by turns with the scorer 
 that lie ready. ``--model vit_s`` takes random weights of that size; ``--images``, ``--rounds``,
 ``--threads``, ``--workers`` and ``--batch`` change the rest.
 
-Decoding is work too: where it shares its cores with the model, no run can be faster than
-model / (model + decode), in core-seconds per image. ``bound`` is that figure, and ``kept`` the
-share of it that a run reaches.
+Decoding is work too: where it shares its cores with the model, a run takes at least the
+core-seconds of both over the number of cores. ``bound`` is the share of the model's speed that this
+leaves, and ``kept`` the share of the bound that a run reaches. ``--threads`` below the number of
+cores leaves some to decoding alone.
 """
 
 from __future__ import annotations
@@ -119,30 +120,37 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
         "decode": decode_alone,
     }
     seconds: dict[str, list[float]] = {key: [] for key in turns}
+    busy: dict[str, list[float]] = {key: [] for key in turns}  # core-seconds of all threads
     for turn in range(options.rounds + 1):
         for key in list(turns) if turn % 2 else list(turns)[::-1]:
-            start = time.perf_counter()
+            start, started = time.perf_counter(), time.process_time()
             turns[key]()
             if turn:  # the first warms up
                 seconds[key].append(time.perf_counter() - start)
+                busy[key].append(time.process_time() - started)
+    core = {key: statistics.median(values) for key, values in busy.items()}
     median = {key: statistics.median(values) for key, values in seconds.items()}
-    cores = torch.get_num_threads() if scorer.device.type == "cpu" else None
-    share = None if cores is None else median["decode"] / (cores * median["model"])
+    cores = len(os.sched_getaffinity(0))
+    threads = torch.get_num_threads()
+    bound = 1.0
+    if scorer.device.type == "cpu":
+        # By core-seconds, which hold where other processes take some of the time.
+        bound = min(1.0, core["model"] / threads * cores / (core["model"] + core["decode"]))
     facts: dict[str, Any] = {
         "model": name,
         "device": scorer.device.type,
         "dtype": str(scorer.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
+        "cores": cores,
+        "threads": threads,
         "workers": workers,
         "batch": options.batch,
         "images": count,
         "rounds": options.rounds,
         "model_images_per_second": count / median["model"],
-        "decode_images_per_second_of_a_core": count / median["decode"],
-        "decode_over_model": share,
+        "core_ms_per_image": {key: 1000 * value / count for key, value in core.items()},
+        "decode_over_model": core["decode"] / core["model"],
+        "bound": bound,
     }
-    bound = 1.0 if share is None else 1 / (1 + share)
-    facts["bound"] = bound
     for key in paths:
         ratios = [m / e for m, e in zip(seconds["model"], seconds[key], strict=True)]
         facts[key] = {

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import evaluate, ops, reference
+    from . import evaluate, ops, ray, reference
     from .calibrate import fit_gauge
     from .dropin import last_quality, register_attention, replace_last_attention, with_quality
     from .errors import CheckpointError, ImageError, UnsupportedModelError
@@ -40,6 +40,7 @@ __all__ = [
     "load_gauge",
     "load_model",
     "ops",
+    "ray",
     "reference",
     "register_attention",
     "replace_last_attention",
@@ -57,7 +58,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("evaluate", "ops", "reference"):
+    if name in ("evaluate", "ops", "ray", "reference"):
         return importlib.import_module(f"{__name__}.{name}")
     for home, names in _HOMES.items():
         if name in names:

@@ -35,7 +35,9 @@ from fiqa_fast.errors import ImageError
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
+    "Pixels",
     "ResizeWarning",
+    "check_array",
     "decode",
     "fit",
     "load_image",
@@ -227,7 +229,7 @@ def load_image(
     and :func:`resize`. Raises :class:`fiqa_fast.ImageError`, which names the path.
     """
     if isinstance(item, np.ndarray):
-        pixels = _check_array(item)
+        pixels = check_array(item)
     elif isinstance(item, Image.Image):
         pixels = _decode_pillow(item)
     elif isinstance(item, (str, os.PathLike)):
@@ -246,7 +248,7 @@ def load_image(
     return torch.from_numpy(fitted.planes)
 
 
-def _check_array(array: Pixels) -> Pixels:
+def check_array(array: Pixels) -> Pixels:
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or array.size == 0:
         raise ImageError(
             f"wanted an RGB array uint8 [H, W, 3], got {array.dtype} {list(array.shape)}"
@@ -266,7 +268,7 @@ def _decode_pillow(image: Image.Image) -> Pixels:
 
 def to_tensor(pixels: Pixels) -> torch.Tensor:  # [H, W, 3] -> [3, H, W]
     """Return RGB pixels uint8 [H, W, 3] as a contiguous uint8 tensor [3, H, W]."""
-    return torch.from_numpy(np.array(_check_array(pixels).transpose(2, 0, 1), order="C"))
+    return torch.from_numpy(np.array(check_array(pixels).transpose(2, 0, 1), order="C"))
 
 
 class Fitted(NamedTuple):

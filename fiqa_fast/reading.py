@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from fiqa_fast.errors import ImageError
-from fiqa_fast.images import Fitted, decode, fit
+from fiqa_fast.images import Fitted, Pixels, decode, fit
 
 __all__ = ["Reading"]
 
@@ -35,7 +35,10 @@ class Reading:
         Returns planes uint8 [3, size, size]. Raises :class:`fiqa_fast.ImageError` where
         :func:`fiqa_fast.images.decode` does, and for another size where that is refused.
         """
-        pixels = decode(source)
+        return self.fit(decode(source))
+
+    def fit(self, pixels: Pixels) -> Fitted:
+        """Bring RGB pixels uint8 [H, W, 3] to planes. Raises :class:`fiqa_fast.ImageError`."""
         height, width = pixels.shape[:2]
         if not self.resize and (height, width) != (self.size, self.size):
             raise ImageError(f"wanted {self.size} x {self.size}, got {width} x {height}")

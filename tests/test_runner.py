@@ -27,7 +27,6 @@ from fiqa_fast.gallery import (
     open_sources,
     run,
 )
-from fiqa_fast.gallery.decoding import MAX_HELD
 from fiqa_fast.gallery.progress import LineProgress, SilentProgress
 from fiqa_fast.gallery.sources.item import InMemory
 from fiqa_fast.gallery.statistics import ScoreStatistics
@@ -241,25 +240,27 @@ class Held(bytes):
 
 class SlowlyOpened(InMemory):
     def __call__(self) -> BinaryIO:
-        time.sleep(0.01)
+        time.sleep(0.03)
         return super().__call__()
 
 
-def test_bytes_that_a_stream_hands_over_are_bounded() -> None:
-    length = 4 * 2**20
-    large = PNGS[7] + bytes(length - len(PNGS[7]))
+@pytest.mark.parametrize(("mib", "count"), [(4, 40), (32, 10)])
+def test_bytes_that_a_stream_hands_over_are_bounded(mib: int, count: int) -> None:
+    large = PNGS[7] + bytes(mib * 2**20 - len(PNGS[7]))
     Held.most = 0
-    items = (Item(str(i), SlowlyOpened(Held(large))) for i in range(60))
-    summary = run(items, Scorer(0.05), Memory(), reading=Reading(SIZE), workers=2)
-    assert summary.scored == 60
+    items = (Item(str(i), SlowlyOpened(Held(large))) for i in range(count))
+    summary = run(items, Scorer(), Memory(), reading=Reading(SIZE), workers=2)
+    assert summary.scored == count
     # What waits, and what the source, its task and the threads have in hand.
-    assert MAX_HELD // length - 2 <= Held.most <= MAX_HELD // length + 4
+    assert 64 // mib // 2 < Held.most <= 64 // mib + 4
     assert Held.alive == 0
-    # Small ones are as many as ever: the bound is one of images then.
+
+
+def test_small_images_of_a_stream_are_bounded_by_their_number() -> None:
     Held.most = 0
-    items = (Item(str(i), SlowlyOpened(Held(PNGS[7]))) for i in range(600))
-    run(items, Scorer(0.01), Memory(), reading=Reading(SIZE), workers=2)
-    assert Held.most > 64
+    items = (Item(str(i), SlowlyOpened(Held(PNGS[7]))) for i in range(200))
+    run(items, Scorer(), Memory(), reading=Reading(SIZE), workers=8)
+    assert 64 < Held.most <= 2 * 32 + 8 * (8 + 1)
 
 
 def test_decoding_and_scoring_overlap() -> None:
@@ -391,6 +392,8 @@ def test_a_source_that_failed_is_not_asked_again() -> None:
             self.calls += 1
             if self.calls == 11:
                 raise OSError("gone for a moment")
+            if self.calls > 100:
+                raise StopIteration
             return item(self.calls)
 
     source, sink = Flaky(), Memory()

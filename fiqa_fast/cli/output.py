@@ -190,8 +190,12 @@ class Output:
         root: str | None,
         sources: Sequence[Source],
         worker: Worker | None = None,
+        build: Mapping[str, str] | None = None,
     ) -> Destination:
-        """Open it. Raises :class:`OutputError` where what is there is of other settings."""
+        """Open it; ``build`` is what computes, where that is not this process.
+
+        Raises :class:`OutputError` where what is there is of other settings.
+        """
         from fiqa_fast.gallery.sinks import TerminalSink, open_pipe
 
         if self.layout is None:
@@ -223,7 +227,7 @@ class Output:
         store = Store(
             self.layout,
             settings,
-            build=this_build(str(settings["device"])),
+            build=this_build(str(settings["device"])) if build is None else build,
             overwrite=self.overwrite,
             retry_errors=self.retry_errors,
             save_seconds=self.save_seconds,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fiqa_fast.cli.engine import check_engine, engine_options, make_engine
 from fiqa_fast.cli.errors import STRICT
 from fiqa_fast.cli.options import (
     OUTPUTS,
@@ -42,6 +43,7 @@ __all__ = ["command"]
 @scorer_options
 @reading_options
 @gallery_options
+@engine_options
 @click.pass_context
 def command(
     context: click.Context,
@@ -61,6 +63,9 @@ def command(
     strict: bool,
     quiet: bool,
     processes: int,
+    engine: str,
+    ray_address: str | None,
+    actors: int | None,
     **options: Any,
 ) -> int:
     """Score aligned face crops: higher is better.
@@ -92,6 +97,7 @@ def command(
       fiqa-fast score 'shards/*.tar' -o scores.parquet
       fiqa-fast score 'shards/*.tar' -o scores/ --shard 3/16     one of 16 machines, from 0
       torchrun --nproc-per-node 8 --no-python fiqa-fast score train.rec -o scores/
+      fiqa-fast score 'shards/*.tar' -o scores.parquet --engine ray   on a cluster
       curl -s https://example.org/faces.tar.gz | fiqa-fast score - -o scores.csv
       fiqa-fast score crops/ -o - | sort -t, -k2 -g | head       the worst first
       fiqa-fast score list.txt --root /data/faces -o scores.txt
@@ -105,6 +111,7 @@ def command(
     names = parse_outputs(outputs)
     output = Output.plan(options, names)
     sources = open_sources(inputs, root, split(ext), output.paths)
+    check_engine(engine, output, sources, processes, ray_address, actors)
 
     from fiqa_fast.cli.scorer import make_scorer, meaning
     from fiqa_fast.cli.spreading import ending, place, spread
@@ -112,15 +119,33 @@ def command(
 
     worker = Worker.here()
     threads, workers = place(options, threads, workers, processes, worker)
-    scorer, size = make_scorer(load(model, architecture), names, exit_block, threads, options)
+    weights = load(model, architecture)
+    # On a cluster, the scorer made here only says what the scores are.
+    here = {**options, "device": "cpu"} if engine == "ray" else options
+    scorer, size = make_scorer(weights, names, exit_block, threads, here)
     from fiqa_fast.gallery.progress import choose_progress
     from fiqa_fast.gallery.runner import run
     from fiqa_fast.gallery.sinks import text_key
     from fiqa_fast.reading import Reading
 
     reading = Reading(size, bgr=peer_bgr, resize=not no_resize)
-    facts = {**scorer.describe(), "reading": reading.describe()}
-    sink = output.open(facts, inputs, root, sources, worker)
+    facts, build, remote = scorer.describe(), None, None
+    if engine == "ray":
+        remote = make_engine(
+            context,
+            ray_address,
+            actors,
+            weights,
+            reading,
+            names,
+            exit_block,
+            options,
+            workers,
+            threads,
+        )
+        facts, build = remote.describe()
+    facts["reading"] = reading.describe()
+    sink = output.open(facts, inputs, root, sources, worker, build)
     count = None if quiet or worker or output.share.count > 1 else total(sources)
     left = None if count is None else max(0, count - sink.kept)
     silent = quiet or worker is not None
@@ -131,6 +156,17 @@ def command(
     try:
         if processes > 1 and worker is None:
             summary, damaged, passed = spread(context.obj, processes, sink, sources, progress)
+        elif remote is not None and sink.store is not None:
+            summary, damaged, passed = remote.score(
+                sink.store,
+                output.share,
+                sources,
+                inputs,
+                root,
+                progress,
+                batch_size=batch_size,
+                on_error=on_error,
+            )
         else:
             summary = run(
                 sink.items(sources),
@@ -167,9 +203,10 @@ def _report(summary: Summary, passed: int, size: int, output: Output) -> list[st
         return ["nothing left to score"]
     lines = [
         f"{summary.scored} of {summary.images} images scored in {summary.seconds:.1f} s, "
-        f"{summary.rate:.1f} images/s",
-        _shares(summary),
+        f"{summary.rate:.1f} images/s"
     ]
+    if summary.scoring_seconds:  # a cluster does not tell its stages apart
+        lines.append(_shares(summary))
     if summary.scored:
         about = "" if statistics.exact else "about "
         lines.append(

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources import Item, Source
 
-__all__ = ["Share", "containers", "from_environment", "numbered", "parse_share"]
+__all__ = ["SLOT", "Share", "containers", "from_environment", "numbered", "parse_share"]
 
-_SLOT = 2**40  # items that one container may have, in the numbers of numbered()
+SLOT = 2**40  # items that one container may have, in the numbers of numbered()
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def numbered(sources: Iterable[Source], share: Share | None = None) -> Iterator[
                 index += 1
                 continue
             if share.takes_container(number):
-                start = (2 * number + 1) * _SLOT
+                start = (2 * number + 1) * SLOT
                 for place, item in enumerate(piece, start):
                     if by_container or share.takes_key(item.key):
                         yield place, item
             number += 1
-            first, index = 2 * number * _SLOT, 0
+            first, index = 2 * number * SLOT, 0
 
 
 def containers(sources: Iterable[Source]) -> list[str]:

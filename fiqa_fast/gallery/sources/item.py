@@ -11,7 +11,16 @@ from typing import BinaryIO, NoReturn, Protocol
 
 from fiqa_fast.images import open_regular
 
-__all__ = ["MAX_IMAGE_BYTES", "InMemory", "Item", "Opening", "Source", "failing_item", "file_item"]
+__all__ = [
+    "MAX_IMAGE_BYTES",
+    "InMemory",
+    "Item",
+    "Opening",
+    "Source",
+    "failing_item",
+    "file_item",
+    "path_of",
+]
 
 # Of one encoded image inside a container. An aligned crop takes ten kilobytes; whoever claims
 # gigabytes wants memory.
@@ -97,3 +106,10 @@ def failing_item(key: str, error: Exception) -> Item:
 def file_item(key: str, path: str) -> Item:
     """Return the item of an image file."""
     return Item(key, partial(open_regular, path))
+
+
+def path_of(item: Item) -> str | None:
+    """Return the path of an image file's item; None for what is no file of its own."""
+    if isinstance(item.open, partial) and item.open.func is open_regular:
+        return str(item.open.args[0])
+    return None

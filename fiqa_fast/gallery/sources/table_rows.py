@@ -12,9 +12,9 @@ from fiqa_fast.gallery.sources.container import check_size, fails
 from fiqa_fast.gallery.sources.item import InMemory
 from fiqa_fast.gallery.text import brief
 
-__all__ = ["find_columns", "named_images"]
+__all__ = ["IMAGE_NAMES", "find_columns", "named_images"]
 
-_IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
+IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 _KEYS = ("__key__", "key", "path", "file_name", "filename", "image_path", "id", "image_id")
 
 
@@ -33,7 +33,7 @@ def find_columns(schema: Any) -> tuple[str, str | None]:
         return _is_bytes(kind)
 
     found = [field.name for field in schema if holds_images(field.type)]
-    named = [name for name in _IMAGES if name in found]
+    named = [name for name in IMAGE_NAMES if name in found]
     if not named and len(found) != 1:
         wanted = "a column of encoded images: binary, or a struct with binary 'bytes'"
         got = f"these to choose from: {brief(', '.join(found))}" if found else "none"

@@ -38,6 +38,10 @@ class Digests:
         self._met[place] = True
         return True
 
+    def has(self, key: str) -> bool:
+        """Return whether the set has a key, without noting that."""
+        return self._find(key) >= 0
+
     def met(self, key: str) -> bool:
         """Return whether a key of the set was met."""
         return bool(self._met[self._find(key)])
@@ -75,6 +79,10 @@ class Done:
         self._behind = 0  # known keys that were compared in order
         self.examples: list[str] = []
         self.found = 0
+
+    def digests(self) -> Digests:
+        """Return all that is known, for readers who meet the items in another order."""
+        return Digests(self._known())
 
     def leave_out(self, items: Iterable[tuple[int, Item]]) -> Iterator[tuple[int, Item]]:
         """Yield the items that are not known."""
