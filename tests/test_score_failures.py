@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import Outcome, table
 from containers import write_rec, write_tar
-from galleries import KeySource, open_store, rows_of, score_all
+from galleries import SETTINGS, KeySource, open_store, rows_of, score_all
 from PIL import Image
 
 import fiqa_fast.gallery.decoding as decoding
+from fiqa_fast.gallery import dataset
 from fiqa_fast.gallery.errors import OutputError
 from fiqa_fast.gallery.store import Store, state_folder
 
@@ -462,3 +463,41 @@ def test_a_table_that_changes_under_what_is_added_to_it(tmp_path: Path) -> None:
     (tmp_path / "away.parquet").replace(path)
     score_all(open_store(path), [KeySource(KEYS)])
     assert pq.read_table(path)["path"].to_pylist() == KEYS
+
+
+def test_what_a_killed_process_left_of_a_plan_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*paths: str) -> None:
+        raise KeyboardInterrupt
+
+    def nothing(path: str) -> None:
+        pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", die)
+        patch.setattr(os, "unlink", nothing)
+        with pytest.raises(KeyboardInterrupt):
+            dataset.join(str(tmp_path), 0, 2, SETTINGS, [])
+    assert len(os.listdir(tmp_path)) == 1
+    for share in (0, 1):
+        dataset.join(str(tmp_path), share, 2, SETTINGS, [])
+    assert os.listdir(tmp_path) == ["_gallery.json"]
+
+
+def test_a_plan_that_is_swept_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three processes at once: the second is faster than the first, the third sweeps."""
+    link = os.link
+
+    def meanwhile(source: str, target: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "link", link)
+            for share in (1, 2):
+                dataset.join(str(tmp_path), share, 3, SETTINGS, [])
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", meanwhile)
+    assert dataset.join(str(tmp_path), 0, 3, SETTINGS, []).index == 0
+    assert os.listdir(tmp_path) == ["_gallery.json"]

@@ -9,10 +9,12 @@ Readers of Parquet datasets pass over names that begin with an underscore.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fiqa_fast.gallery.atomic import write_atomically
@@ -104,12 +106,16 @@ def _first(path: str, plan: Mapping[str, Any]) -> dict[str, Any]:
                 file.write(_text(plan))
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(temporary, path)  # fails where another process was faster
-        except FileExistsError:
-            pass
+            os.link(temporary, path)
+        except (FileExistsError, FileNotFoundError):
+            pass  # another process was faster, and a third one has swept already
         finally:
-            if os.path.exists(temporary):
+            with suppress(FileNotFoundError):
                 os.unlink(temporary)
+    else:  # what processes left that were killed here
+        for name in glob.glob(f"{_PLAN}.*.tmp", root_dir=glob.escape(os.path.dirname(path))):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(os.path.dirname(path), name))
     try:
         with open(path, "rb") as file:
             found = json.load(file)

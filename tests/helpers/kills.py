@@ -177,9 +177,13 @@ class Folder:
         return "scoring" if any(name.startswith("part-") for name in names) else "opening"
 
 
-def moments(folder: Folder, rng: random.Random) -> Callable[[], bool]:
+_EARLY = ("time", "lock", "parts", "parts")
+_LATE = ("time", "finishing", "finishing", "moving", "table")
+
+
+def moment(folder: Folder, rng: random.Random, late: bool) -> Callable[[], bool]:
     """Choose a moment; return what says whether it has come."""
-    kind = rng.choice(("time", "lock", "parts", "parts", "finishing", "moving", "table"))
+    kind = rng.choice(_LATE if late else _EARLY)
     if kind == "time":
         end = time.monotonic() + rng.uniform(0, _SECONDS)
         return lambda: time.monotonic() > end
@@ -212,9 +216,11 @@ class Story:
     complaints: list[str] = field(default_factory=list)  # tracebacks of runs that were asked to end
     starts: int = 1
 
-    def kill(self, run: Run, folder: Folder, rng: random.Random, processes: int) -> None:
+    def kill(
+        self, run: Run, folder: Folder, rng: random.Random, processes: int, late: bool
+    ) -> None:
         """Kill one run of so many processes at a random moment: all of them, or one."""
-        come = moments(folder, rng)
+        come = moment(folder, rng, late)
         limit = time.monotonic() + 300
         while run.alive() and not come() and time.monotonic() < limit:
             time.sleep(0.0002)
@@ -306,11 +312,12 @@ class Campaign:
         prepare(work, self.source, scenario, self.images)
         folder = Folder(work / "out", scenario.table)
         story = Story()
-        for _ in range(kills):
+        for i in range(kills):
             processes = rng.randint(1, scenario.processes)
             saving = rng.choice((0.0, 0.05, 0.2, 1.0))
             run = Run(scenario.command(work, saving, processes))
-            story.kill(run, folder, rng, processes)
+            # Once a run has come to its end, there is little left to kill.
+            story.kill(run, folder, rng, processes, late=i + 1 == kills)
         finished(scenario.command(work, 30))
         made = contents(folder.out)
         assert list(made) == list(expected)
