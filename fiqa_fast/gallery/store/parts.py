@@ -55,7 +55,7 @@ class Part:
                 use_threads=False,
                 page_checksum_verification=True,
             )
-            if not {"path", "position"} <= set(table.column_names):
+            if not set(columns or ("path", "error", "position")) <= set(table.column_names):
                 raise ValueError("columns are missing")
             return table
 
