@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -28,7 +28,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
     _open_closed_streams()
     _terminate_cleanly()
-    sys.exit(_run(list(sys.argv[1:] if args is None else args)))
+    status = _run(list(sys.argv[1:] if args is None else args))
+    _end_at_once()
+    sys.exit(status)
 
 
 def _run(args: list[str]) -> int:
@@ -71,7 +73,16 @@ def _terminate_cleanly() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
+    _on_signals(("SIGTERM", "SIGHUP"), stop)
+
+
+def _end_at_once() -> None:
+    """Once all is done, let a signal end the process: Python would complain of it in its exit."""
+    _on_signals(("SIGTERM", "SIGHUP", "SIGINT"), signal.SIG_DFL)
+
+
+def _on_signals(names: Sequence[str], handler: Any) -> None:
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
+        for name in names:
             if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
-                signal.signal(getattr(signal, name), stop)
+                signal.signal(getattr(signal, name), handler)
