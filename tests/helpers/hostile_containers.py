@@ -371,7 +371,7 @@ def _tables() -> Iterator[HostileContainer]:
 
 
 def _none() -> Iterator[HostileContainer]:
-    for suffix in (
+    for suffix in [
         "tar",
         "tar.gz",
         "zip",
@@ -382,7 +382,7 @@ def _none() -> Iterator[HostileContainer]:
         "arrow",
         "feather",
         "mp4",
-    ):
+    ]:
         yield f"text.{suffix}", f"text that is called .{suffix}", _text
 
     playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n"
