@@ -66,12 +66,19 @@ def _open_closed_streams() -> None:
 
 
 def _terminate_cleanly() -> None:
-    """Make SIGTERM and SIGHUP unwind as an exit does, so that temporary files are removed."""
+    """Make SIGTERM and SIGHUP unwind as an exit does, so that what is finished is stored.
+
+    The first one only: `timeout`, a closed terminal or a parent may send several, and the next
+    would end the storing.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        for name in names:
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
         raise SystemExit(128 + number)
 
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+        for name in names:
+            if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
                 signal.signal(getattr(signal, name), stop)

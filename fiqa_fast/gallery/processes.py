@@ -98,8 +98,10 @@ def _begin(
     reading, writing = os.pipe()
     worker = Worker(index, count, start, writing)
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    # Not `-m`, which would look for the package where the command is run.
+    # Ctrl-C reaches the whole group; the parent passes it on, once. Not `-m`, which would look for
+    # the package where the command is run.
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
         f"import sys; sys.path[:1] = []; sys.path.append({package!r}); "
         "from fiqa_fast.cli import main; main()"
     )
