@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from galleries import KeySource, hash_of, open_store, rows_of, score_all
 from fiqa_fast.gallery import OutputError
 from fiqa_fast.gallery.shares import numbered
 from fiqa_fast.gallery.store import state_folder
+from fiqa_fast.gallery.store.done import Digests
 
 KEYS = [f"{i:03}.jpg" for i in range(23)]
 MORE = [*KEYS, "x.jpg", "y.jpg"]
@@ -259,3 +261,36 @@ def test_a_run_that_ends_before_its_first_image_leaves_no_trace(
     message = one_line_error(cli("score", "-", "-o", tmp_path / "out.csv", "--processes", 2))
     assert "standard input cannot be shared out" in message
     assert sorted(os.listdir(tmp_path)) == ["a.tar", "good.png", "list.txt"]
+
+
+def test_a_part_without_rows_has_all_columns(tmp_path: Path) -> None:
+    """Readers of a folder take the columns of its first part."""
+    options = {"outputs": ("score", "embedding"), "dtype": "float16"}
+    first, second = tmp_path / "part-0.parquet", tmp_path / "part-1.parquet"
+    score_all(open_store(first, **options), [KeySource([])])
+    score_all(open_store(second, **options), [KeySource(KEYS)])
+    table = pq.read_table(tmp_path)
+    assert table.column_names == ["path", "score", "error", "embedding"]
+    assert table.column("embedding").equals(pq.read_table(second).column("embedding"))
+    score_all(open_store(first, **options), [KeySource(KEYS)])
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_build_that_wrote_no_row_is_not_told(tmp_path: Path) -> None:
+    path, other = tmp_path / "out.parquet", {"fiqa_fast": "1", "torch": "1", "processor": "1"}
+    score_all(open_store(path), [KeySource(KEYS)])
+    store = open_store(path, build=other)
+    score_all(store, [KeySource(KEYS)])
+    assert len(store.record.builds) == 1
+    store = open_store(path, build=other)
+    score_all(store, [KeySource(MORE)])
+    assert store.record.builds[1:] == [other]
+
+
+def test_digests_take_no_more_than_they_say() -> None:
+    tracemalloc.start()
+    try:
+        Digests(f"{i}.jpg" for i in range(100_000))
+        assert tracemalloc.get_traced_memory()[1] < 24 * 100_000
+    finally:
+        tracemalloc.stop()

@@ -68,9 +68,14 @@ def _open_closed_streams() -> None:
 
 
 def _terminate_cleanly() -> None:
-    """Make SIGTERM and SIGHUP unwind as an exit does, so that temporary files are removed."""
+    """Make SIGTERM and SIGHUP unwind as an exit does, so that what is finished is stored.
+
+    The first one only: `timeout`, a closed terminal or a parent may send several, and the next
+    would end the storing.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        _on_signals(("SIGTERM", "SIGHUP"), signal.SIG_IGN)
         raise SystemExit(128 + number)
 
     _on_signals(("SIGTERM", "SIGHUP"), stop)

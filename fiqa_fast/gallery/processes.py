@@ -37,6 +37,7 @@ class Worker:
     count: int
     start: int  # of the run, see Store.start
     reports: int  # descriptor of a pipe
+    plan: str  # fingerprint of the containers, where they are shared out whole; else empty
 
     @staticmethod
     def here() -> Worker | None:
@@ -58,10 +59,13 @@ def watch(
     args: Sequence[str],
     count: int,
     start: int,
+    plan: str,
     lock: int,
     told: Callable[[int, dict[str, Any]], None],
 ) -> None:
     """Run ``fiqa-fast`` with ``args`` in ``count`` workers; ``told`` hears each report.
+
+    ``start`` and ``plan`` are what each :class:`Worker` is told.
 
     Raises :class:`ScoringError` where one of them fails, once the others have ended.
     """
@@ -69,8 +73,9 @@ def watch(
     with selectors.DefaultSelector() as selector:
         try:
             for index in range(count):
-                process, reports = _begin(args, index, count, start, lock)
-                workers.append(process)
+                reports, writing = os.pipe()
+                worker = Worker(index, count, start, writing, plan)
+                workers.append(_begin(args, worker, lock))
                 selector.register(reports, selectors.EVENT_READ, (index, _Lines(reports)))
             while selector.get_map():
                 for key, _ in selector.select():
@@ -92,27 +97,24 @@ def watch(
         raise ScoringError(f"{how}; the rows of all workers are kept: run the same command again")
 
 
-def _begin(
-    args: Sequence[str], index: int, count: int, start: int, lock: int
-) -> tuple[subprocess.Popen[bytes], int]:
-    reading, writing = os.pipe()
-    worker = Worker(index, count, start, writing)
+def _begin(args: Sequence[str], worker: Worker, lock: int) -> subprocess.Popen[bytes]:
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    # Not `-m`, which would look for the package where the command is run.
+    # Ctrl-C reaches the whole group; the parent passes it on, once. Not `-m`, which would look for
+    # the package where the command is run.
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
         f"import sys; sys.path[:1] = []; sys.path.append({package!r}); "
         "from fiqa_fast.cli import main; main()"
     )
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-c", code, *args],
             env={**os.environ, _VARIABLE: json.dumps(asdict(worker))},
             stdin=subprocess.DEVNULL,
-            pass_fds=(lock, writing),
+            pass_fds=(lock, worker.reports),
         )
     finally:
-        os.close(writing)
-    return process, reading
+        os.close(worker.reports)
 
 
 class _Lines:

@@ -134,6 +134,8 @@ class Store:
         self.done.note_examples()
         try:
             parts = self._files.list()
+            if self._builds_before and not any(part.start == self.start for part in parts):
+                self.record.builds = self._builds_before  # this one has added no row
             if parts or not self.record.extends or self.record.retries:
                 prepare(self.folder, self.layout, self.record, parts)
                 move_into_place(self.folder, self.layout.path)
@@ -240,6 +242,7 @@ class Store:
         if self.record.extends and not self.record.builds:
             description = self.layout.description()
             self.record.builds = list(description.get("builds", []))
+        self._builds_before = list(self.record.builds)
         if build is not None and dict(build) not in self.record.builds:
             self.record.builds.append(dict(build))
         if retry_errors:
