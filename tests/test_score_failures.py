@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import resource
 import shutil
@@ -501,3 +502,21 @@ def test_a_plan_that_is_swept_before_it_has_its_name(
     monkeypatch.setattr(os, "link", meanwhile)
     assert dataset.join(str(tmp_path), 0, 3, SETTINGS, []).index == 0
     assert os.listdir(tmp_path) == ["_gallery.json"]
+
+
+def test_a_worker_that_is_stopped_twice_stores_its_rows(run_python: Any) -> None:
+    """By Ctrl-C or a signal to the whole group, and by its parent."""
+    code = """
+import os, signal
+from fiqa_fast.gallery.processes import Worker
+assert Worker.here().index == 1
+os.kill(os.getpid(), signal.SIGINT)
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except SystemExit as error:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("rows are stored", error.code)
+"""
+    facts = {"index": 1, "count": 2, "start": 1, "reports": 0}
+    done = run_python(code, FIQA_FAST_WORKER=json.dumps(facts))
+    assert (done.returncode, done.stdout) == (0, "rows are stored 143\n"), done.stderr
