@@ -28,7 +28,11 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
     _open_closed_streams()
     _terminate_cleanly()
-    sys.exit(_run(list(sys.argv[1:] if args is None else args)))
+    try:
+        status = _run(list(sys.argv[1:] if args is None else args))
+    finally:
+        _terminate_at_once()
+    sys.exit(status)
 
 
 def _run(args: list[str]) -> int:
@@ -67,11 +71,19 @@ def _open_closed_streams() -> None:
 
 def _terminate_cleanly() -> None:
     """Make SIGTERM and SIGHUP unwind as an exit does, so that temporary files are removed."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
             if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
-                signal.signal(getattr(signal, name), stop)
+                signal.signal(getattr(signal, name), _stop)
+
+
+def _terminate_at_once() -> None:
+    """Let signals end what has come to its end: exit handlers have nothing left to tidy up."""
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is _stop:
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

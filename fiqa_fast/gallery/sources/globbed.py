@@ -90,8 +90,7 @@ class GlobSource(FolderSource):
             try:
                 yield opener(path, Opening(key + "/", self.root, self.ext, self.exclude))
             except (InputError, ImageError, OSError) as error:
-                self.damage.append(str(error))
-                yield failing_item(key, ImageError(str(error)))
+                yield _Unopened(key, str(error))
 
     def enters(self, key: str) -> bool:
         """Whether something below this folder may match."""
@@ -102,6 +101,29 @@ class GlobSource(FolderSource):
         if not _matches(key[len(self.prefix) :].split("/"), self.pattern):
             return False
         return super().wants(key, name) or opener_of(name) is not None
+
+
+@dataclass
+class _Unopened:
+    """A container that cannot be opened: one still, so that no share gets another's."""
+
+    key: str
+    reason: str
+    damage: list[str] = field(default_factory=list, init=False)
+
+    @property
+    def prefix(self) -> str:
+        return self.key + "/"
+
+    def __iter__(self) -> Iterator[Item]:
+        self.damage = [self.reason]
+        yield failing_item(self.key, ImageError(self.reason))
+
+    def pieces(self) -> Iterator[Item | Source]:
+        yield self
+
+    def count(self) -> int:
+        return 1
 
 
 def _matches(path: Sequence[str], pattern: Sequence[str], partly: bool = False) -> bool:
