@@ -135,7 +135,7 @@ def kill_costs(measured: dict[str, Figures]) -> str:
     rows = []
     for hours in (0.25, 1, 10, 100):
         kills = CROPS * cost / CORES / (hours * _HOUR)
-        cells = [f"every {hours:g} h", f"{kills:,.0f}"]
+        cells = [f"every {hours:g} h", f"{kills:,.0f}" if kills >= 10 else f"{kills:.2g}"]
         for saving in (5.0, SAVE_SECONDS, 300.0):
             lost = saving / 2 + again
             cells.append(f"{100 * lost / (hours * _HOUR):.2g} %")

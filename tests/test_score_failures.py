@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -501,3 +503,61 @@ def test_a_plan_that_is_swept_before_it_has_its_name(
     monkeypatch.setattr(os, "link", meanwhile)
     assert dataset.join(str(tmp_path), 0, 3, SETTINGS, []).index == 0
     assert os.listdir(tmp_path) == ["_gallery.json"]
+
+
+def test_a_worker_that_is_stopped_twice_stores_its_rows(run_python: Any) -> None:
+    """By Ctrl-C or a signal to the whole group, and by its parent."""
+    code = """
+import os, signal
+from fiqa_fast.gallery.processes import Worker
+assert Worker.here().index == 1
+os.kill(os.getpid(), signal.SIGINT)
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except SystemExit as error:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("rows are stored", error.code)
+"""
+    facts = {"index": 1, "count": 2, "start": 1, "reports": 0}
+    done = run_python(code, FIQA_FAST_WORKER=json.dumps(facts))
+    assert (done.returncode, done.stdout) == (0, "rows are stored 143\n"), done.stderr
+
+
+def test_a_signal_after_the_end_says_nothing(run_python: Any) -> None:
+    code = """
+import atexit, os, signal
+from fiqa_fast.cli import main
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+main(["--version"])
+"""
+    done = run_python(code)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
+
+
+def test_a_bad_shard_among_shares_moves_no_other(
+    cli: Any, tmp_path: Path, images: dict[str, bytes], scored: Any
+) -> None:
+    names = list(images)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for i in range(4):
+        write_tar(shards / f"{i}.tar", {name: images[name] for name in names[6 * i : 6 * i + 6]})
+    expected = scored(shards / "*.tar")
+    whole = (shards / "1.tar").read_bytes()
+    (shards / "1.tar").write_bytes(b"not yet copied")
+    folder = tmp_path / "out"
+
+    def share(index: int, *options: str) -> Outcome:
+        command = ("score", shards / "*.tar", "-o", f"{folder}/", "--shard", f"{index}/4")
+        return cli(*command, *EVERY_BATCH, *options)
+
+    assert [share(i).status for i in (0, 1)] == [0, 1]
+    (shards / "1.tar").write_bytes(whole)
+    assert [share(i).status for i in (2, 3)] == [0, 0]
+    outcome = share(1, "--retry-errors")
+    assert outcome.status == 0, outcome.err
+    rows = {}
+    for part in sorted(folder.glob("*.parquet")):
+        assert pq.read_metadata(part).num_rows == 6
+        rows.update(table(part))
+    assert rows == expected

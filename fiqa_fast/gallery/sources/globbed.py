@@ -16,6 +16,7 @@ from fiqa_fast.gallery.sources.folder import FolderSource
 from fiqa_fast.gallery.sources.item import Item, Opening, Source, failing_item, file_item
 from fiqa_fast.gallery.sources.keys import Distinct
 from fiqa_fast.gallery.text import printable
+from fiqa_fast.images import describe
 
 __all__ = ["BracedSource", "GlobSource", "base_of", "is_pattern", "open_pattern"]
 
@@ -100,9 +101,11 @@ class GlobSource(FolderSource):
                 yield opener(
                     path, Opening(key + "/", self.root, self.ext, self.exclude, self.every)
                 )
-            except (InputError, ImageError, OSError) as error:
-                self.damage.append(str(error))
-                yield failing_item(key, ImageError(str(error)))
+            except InputError as error:
+                yield _Unopened(key, str(error), str(error))
+            except (ImageError, OSError) as error:
+                reason = describe(error)
+                yield _Unopened(key, reason, f"{printable(path)}: {reason}")
 
     def enters(self, key: str) -> bool:
         """Whether something below this folder may match."""
@@ -127,7 +130,7 @@ class BracedSource(GlobSource):
         distinct = Distinct()  # two of the patterns may match one file
         for name in self.names:
             path = os.path.join(self.folder, name)
-            if not _has_wildcard(name) and not os.path.lexists(path):
+            if not (_has_wildcard(name) or os.path.lexists(path) or opener_of(path)):
                 self.damage.append(f"{printable(path)}: no such file")
                 missing = ImageError("no such file")
                 yield failing_item(distinct(self.prefix + printable(name)), missing)
@@ -145,6 +148,30 @@ class BracedSource(GlobSource):
                 else:
                     yield distinct(entry[0]), entry[1]
             self.skipped += whole.skipped
+
+
+@dataclass
+class _Unopened:
+    """A container that cannot be opened: one still, so that no share gets another's."""
+
+    key: str
+    reason: str
+    line: str  # the same with its path
+    damage: list[str] = field(default_factory=list, init=False)
+
+    @property
+    def prefix(self) -> str:
+        return self.key + "/"
+
+    def __iter__(self) -> Iterator[Item]:
+        self.damage = [self.line]
+        yield failing_item(self.key, ImageError(self.reason))
+
+    def pieces(self) -> Iterator[Item | Source]:
+        yield self
+
+    def count(self) -> int:
+        return 1
 
 
 def _matches(path: Sequence[str], pattern: Sequence[str], partly: bool = False) -> bool:
