@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from types import FrameType
 from typing import Any
 
 from fiqa_fast.gallery.errors import ScoringError
@@ -44,13 +43,7 @@ class Worker:
     def here() -> Worker | None:
         """Return what this process is told to be; None for one that a user started."""
         text = os.environ.pop(_VARIABLE, None)
-        if text is None:
-            return None
-        # Ctrl-C and signals to the whole group reach the parent too, which then stops its workers:
-        # one that is storing its rows by then must not be stopped a second time.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, _stop_once)
-        return Worker(**json.loads(text))
+        return None if text is None else Worker(**json.loads(text))
 
     def report(self, **facts: Any) -> None:
         """Tell the parent; ends this process where there is none any more."""
@@ -60,11 +53,6 @@ class Worker:
                 line = line[os.write(self.reports, line) :]
         except BrokenPipeError:
             raise SystemExit(128 + signal.SIGTERM) from None
-
-
-def _stop_once(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise SystemExit(128 + number)
 
 
 def watch(

@@ -210,7 +210,9 @@ def open_pattern(pattern: str, opening: Opening) -> GlobSource:
         source: GlobSource = BracedSource(
             *common, (), opening.root, opening.every, tuple(expand(rest))
         )
-        found = any(not isinstance(entry, Item) for entry in source.walk())
+        found = any(
+            not isinstance(entry, Item) and os.path.lexists(entry[1]) for entry in source.walk()
+        )
     else:
         source = GlobSource(*common, parts, opening.root, opening.every)
         found = next(source.walk(), None) is not None
