@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
-import threading
 import warnings
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -31,9 +30,18 @@ from PIL import (  # the plugins register the formats below; the others stay unl
 )
 
 from fiqa_fast.errors import ImageError
+from fiqa_fast.image_limits import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    check_file,
+    check_pixels,
+    check_scans,
+    room_for,
+)
 
 __all__ = [
     "FORMATS",
+    "MAX_BYTES",
     "MAX_PIXELS",
     "Pixels",
     "ResizeWarning",
@@ -49,11 +57,6 @@ Pixels = npt.NDArray[np.uint8]
 
 # Photographs only: Pillow's other formats (EPS among them) start interpreters or are not images.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
-MAX_PIXELS = 64 * 2**20
-# Ten bytes for every pixel while an image is decoded: beyond this size one at a time, or as many
-# threads as decode would take as many times 640 MiB.
-_LARGE_PIXELS = 8 * 2**20
-_large = threading.Lock()
 
 _WANTED = "wanted a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or JPEG 2000 image"
 # Modes that Pillow converts to RGB with a defined meaning; 16-bit grey is scaled here.
@@ -84,8 +87,9 @@ def decode(source: bytes | str | os.PathLike[str] | BinaryIO) -> Pixels:
     an alpha channel is dropped, not blended; 16-bit grey is scaled to 8 bits.
 
     Returns a uint8 array [H, W, 3]. Raises :class:`fiqa_fast.ImageError` where there is no such
-    image: missing, empty, truncated, no known format, more than 64 Mpixel by its header (checked
-    before any pixel is decoded), or a pixel type without a defined conversion (32-bit, float).
+    image: missing, empty, longer than 32 MiB, truncated, no known format, more than 64 Mpixel by
+    its header (checked before any pixel is decoded), or a pixel type without a defined conversion
+    (32-bit, float).
     """
     try:
         if isinstance(source, (bytes, bytearray, memoryview)):
@@ -131,7 +135,9 @@ def describe(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"{_WANTED}, got something else, or a damaged header"
     if isinstance(error, Image.DecompressionBombError):
-        return f"wanted at most {MAX_PIXELS // 2**20} Mpixel, got far more"
+        found = re.search(r"\d+", str(error))
+        got = f"{int(found[0]) // 2**20} Mpixel" if found else "far more"
+        return f"wanted at most {MAX_PIXELS // 2**20} Mpixel, got {got}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     text = _one_line(str(error)) or type(error).__name__
@@ -148,30 +154,17 @@ def _one_line(text: str, limit: int = 200) -> str:
 def _decode_file(file: BinaryIO) -> Pixels:
     if not file.read(1):
         raise ImageError(f"{_WANTED}, got an empty file")
-    file.seek(0)
+    check_file(file)
+    # Read whole: what asks a file for so many bytes gets room for them, whatever the file has.
+    file = io.BytesIO(file.read())
     with Image.open(file, formats=FORMATS) as image:
         width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ImageError(f"wanted at most {MAX_PIXELS // 2**20} Mpixel, got {width} x {height}")
-        if min(width, height) < 1:
-            raise ImageError(f"wanted at least one pixel, got {width} x {height}")
-        with _turn(width * height):
+        check_pixels(width, height)
+        if image.format in ("JPEG", "MPO"):  # the latter is several JPEGs in one file
+            check_scans(file, width * height)
+        with room_for(width * height):
             image.load()
             return _to_rgb(image)
-
-
-def _turn(pixels: int) -> AbstractContextManager[object]:
-    return _large if pixels > _LARGE_PIXELS else nullcontext()
-
-
-def _forget() -> None:
-    """Who held the lock did not come along through a fork."""
-    global _large
-    _large = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
 
 
 def _to_rgb(image: Image.Image) -> Pixels:

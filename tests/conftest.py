@@ -137,7 +137,8 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs the command line in this process."""
 
     def invoke(*args: object) -> Outcome:
-        handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)}
+        numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+        handlers = {number: signal.getsignal(number) for number in numbers}
         try:
             with pytest.raises(SystemExit) as caught:
                 main([str(arg) for arg in args])

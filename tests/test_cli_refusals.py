@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,20 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=60) == 141
+
+
+def test_a_second_signal_does_not_disturb_what_the_first_has_begun(
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """`timeout` sends two: rows are being stored when the other one comes."""
+    done = run_python(
+        "import os, signal, threading, fiqa_fast.cli as cli\n"
+        "cli._terminate_cleanly()\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "finally:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    print('stored')\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (143, "stored\n", "")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import COMMAND, table
-from containers import WRITERS, write_tar
+from containers import WRITERS, write_saved, write_tar
 
 CROPS = Path(__file__).parent.parent / "examples" / "crops"
 
@@ -19,11 +19,11 @@ def crops() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(CROPS.iterdir())}
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", [*WRITERS, "saved"])
 def test_every_container_gives_the_scores_of_the_folder(
     cli: Any, tmp_path: Path, name: str
 ) -> None:
-    path = WRITERS[name](tmp_path / name, crops())
+    path = WRITERS.get(name, write_saved)(tmp_path / name, crops())
     assert cli("score", CROPS, "-o", tmp_path / "folder.csv", "--quiet").status == 0
     outcome = cli("score", path, "-o", tmp_path / "out.csv")
     assert outcome.status == 0, outcome.err

@@ -36,6 +36,7 @@ from containers import (
 from fiqa_fast.errors import ImageError
 from fiqa_fast.gallery import InputError, Item, open_sources
 from fiqa_fast.gallery.sources import Source, damages, exact_total, skipped, total
+from fiqa_fast.gallery.sources.braces import expand
 from fiqa_fast.gallery.sources.keys import Distinct, member_key
 
 JPEG = b"\xff\xd8\xff"
@@ -454,3 +455,48 @@ def test_patterns_of_containers(tmp_path: Path) -> None:
     sources = open_sources([f"{tmp_path}/*.tar", f"{tmp_path}/*.parquet"])
     assert next(iter(sources[1])).key == f"{tmp_path}/*.parquet/x.parquet/a.jpg"
     assert isinstance(next(iter(sources[0])), Item)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a{0..3}.tar", "a0.tar a1.tar a2.tar a3.tar"),
+        ("{08..11}", "08 09 10 11"),
+        ("{3..1}{a,b}", "3a 3b 2a 2b 1a 1b"),
+        ("{0..10..5}", "0 5 10"),
+        ("{a..c}", "a b c"),
+        ("a{b,{c,d}}", "ab ac ad"),
+        ("x{,y}", "x xy"),
+        ("{-1..1}", "-1 0 1"),
+        ("{a} {} {a..} {1..b}", "{a} {} {a..} {1..b}"),
+    ],
+)
+def test_braces_as_a_shell_expands_them(text: str, names: str) -> None:
+    assert expand(text) == ([text] if text == names else names.split(" "))
+
+
+@pytest.mark.parametrize("text", ["{0..100000}", "{0..999999999999999999}", "{a,b}" * 40])
+def test_braces_without_end(text: str) -> None:
+    with pytest.raises(InputError, match=r"wanted at most (100000 names|32 pairs of braces), got"):
+        expand(text)
+
+
+def test_patterns_with_braces(tmp_path: Path) -> None:
+    for i in (0, 1, 3):
+        write_tar(tmp_path / f"s-{i:03}.tar", {"a.jpg": JPEG + bytes([i])})
+    for name in ("d/x.jpg", "e/x.jpg", "e/y.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    source = one(f"{tmp_path}/s-{{000..003}}.tar")
+    rows = {f"s-{i:03}.tar/a.jpg": JPEG + bytes([i]) for i in (0, 1, 3)}
+    assert dict(read(source)) == {**rows, "s-002.tar": "no such file"}
+    assert damages([source]) == [f"{tmp_path}/s-002.tar: no such file"]
+    assert list(by_key(f"{tmp_path}/{{e,d}}/x.jpg")) == ["e/x.jpg", "d/x.jpg"]
+    assert list(by_key(f"{tmp_path}/{{e,d}}")) == ["e/x.jpg", "e/y.jpg", "d/x.jpg"]
+    assert list(by_key(f"{tmp_path}/e/{{x,y}}.*")) == ["x.jpg", "y.jpg"]
+    assert list(by_key(f"{tmp_path}/{{e/*,e/x.jpg}}")) == ["e/x.jpg", "e/y.jpg", "e/x.jpg#2"]
+    (tmp_path / "{d,e}").mkdir()
+    (tmp_path / "{d,e}" / "z.jpg").write_bytes(b"")
+    assert list(by_key(f"{tmp_path}/{{d,e}}")) == ["z.jpg"]  # a folder of that name is meant
+    with pytest.raises(InputError, match="no file matches"):
+        one(f"{tmp_path}/t-{{0..9}}.tar")

@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fiqa_fast.gallery import open_sources
+from fiqa_fast.gallery import InputError, open_sources
 from fiqa_fast.gallery.sources import damages
 
 JPEG = b"\xff\xd8\xff"
+
+# datasets leaves files open that it has read.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    yield
+    gc.collect()
 
 
 def images(n: int) -> dict[str, bytes]:
@@ -57,14 +68,59 @@ def test_webdataset(tmp_path: Path) -> None:
         assert contents(tmp_path / name) == expected
 
 
-def test_datasets(tmp_path: Path) -> None:
+def saved(given: dict[str, bytes], paths: bool = True) -> Any:
     datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    rows = {"image": [{"bytes": d, "path": key if paths else None} for key, d in given.items()]}
+    rows["label"] = list(range(len(given)))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_datasets(tmp_path: Path) -> None:
     given = images(50)
-    rows = {"image": [{"bytes": data, "path": key} for key, data in given.items()]}
-    features = datasets.Features({"image": datasets.Image()})
-    dataset = datasets.Dataset.from_dict(rows, features=features)
+    dataset = saved(given)
     dataset.to_parquet(str(tmp_path / "x.parquet"))
     assert contents(tmp_path / "x.parquet") == given
-    dataset.save_to_disk(str(tmp_path / "stored"))
-    (path,) = (tmp_path / "stored").glob("*.arrow")
-    assert contents(path) == given
+    dataset.save_to_disk(str(tmp_path / "stored"), num_shards=3)
+    assert len(list((tmp_path / "stored").glob("*.arrow"))) == 3
+    assert contents(tmp_path / "stored") == given
+    (path, *_) = sorted((tmp_path / "stored").glob("*.arrow"))
+    assert contents(path) == dict(list(given.items())[:17])
+    braced = f"{tmp_path}/{{stored,x.parquet}}"
+    expected = [f"{name}/{key}" for name in ("stored", "x.parquet") for key in given]
+    assert list(contents(braced)) == expected
+    dataset.select([7, 3]).save_to_disk(str(tmp_path / "two"))
+    assert list(contents(tmp_path / "two").values()) == [list(given.values())[i] for i in (7, 3)]
+
+
+def test_a_dictionary_of_datasets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    splits = {"train": images(6), "test": images(3)}
+    stored = datasets.DatasetDict({k: saved(v, paths=False) for k, v in splits.items()})
+    stored.save_to_disk(str(tmp_path / "stored"))
+    assert contents(tmp_path / "stored") == {
+        f"{split}/data-00000-of-00001.arrow/{i}": data
+        for split, given in splits.items()
+        for i, data in enumerate(given.values())
+    }
+
+
+def test_saved_datasets_that_are_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "stored"
+    saved(images(40)).save_to_disk(str(path), num_shards=2)
+    first, second = sorted(path.glob("*.arrow"))
+    os.truncate(first, first.stat().st_size // 2)
+    (source,) = open_sources([path])
+    keys = [item.key for item in source]
+    assert keys[0] == f"(rest of {first.name})"
+    assert keys[1:] == list(images(40))[20:]  # the other is read
+    assert damages([source])[0].startswith(f"{first}: damaged")
+    state = (path / "state.json").read_text()
+    for text in ("", "[]", "{}", "[" * 100_000, '{"_data_files": [{"filename": "../x"}]}', "7"):
+        (path / "state.json").write_text(text)
+        with pytest.raises(InputError, match=r"stored: state.json: wanted .*, got"):
+            open_sources([path])
+    (path / "state.json").write_text(state.replace(second.name, "gone.arrow"))
+    (source,) = open_sources([path])
+    assert [item.key for item in source][1] == "(rest of gone.arrow)"

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -185,3 +187,11 @@ def test_file_sha256(tmp_path: Path) -> None:
 
 def test_exported() -> None:
     assert fiqa_fast.Gauge is Gauge
+
+
+@pytest.mark.parametrize("load", [load_model, load_gauge])
+def test_pipes_and_devices_are_not_opened(tmp_path: Path, load: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    for path in (tmp_path / "pipe.pt", Path("/dev/zero"), tmp_path):
+        with pytest.raises(CheckpointError, match="wanted a file, got a folder, a pipe or a dev"):
+            load(path)

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import struct
 import time
 import warnings
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
-from fiqa_fast import images
+from fiqa_fast import image_limits
 from fiqa_fast.errors import ImageError
 from fiqa_fast.images import (
+    MAX_BYTES,
     MAX_PIXELS,
     ResizeWarning,
     decode,
@@ -337,32 +337,50 @@ def test_resize_refuses_other_tensors(images: torch.Tensor) -> None:
         resize(images, 112)
 
 
-def test_large_images_are_decoded_one_at_a_time() -> None:
-    # Nine megapixels; the size of the file says nothing.
-    large, small = (encode(Image.new("L", (side, side)), "PNG") for side in (3000, 100))
-    with images._large, ThreadPoolExecutor(2) as pool:
-        waiting = pool.submit(decode, large)
-        assert pool.submit(decode, small).result(timeout=30).shape == (100, 100, 3)
-        assert wait([waiting], timeout=0.2).not_done
-        images._large.release()
-        assert waiting.result(timeout=30).shape == (3000, 3000, 3)
-        images._large.acquire()
+def test_files_too_long_for_an_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(Image.fromarray(picture()), "PNG"))
+    os.truncate(path, MAX_BYTES)
+    assert decode(path).shape == (20, 30, 3)  # what follows an image does not matter
+    os.truncate(path, MAX_BYTES + 1)
+    with pytest.raises(ImageError, match="wanted an image of at most 32 MiB, got 33554433 bytes"):
+        decode(path)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_does_not_wait_for_its_parent_s_threads() -> None:
-    large = encode(Image.new("L", (3000, 3000)), "PNG")
-    with images._large:
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if decode(large).shape == (3000, 3000, 3) else 1)
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                assert status == 0
-                return
-            time.sleep(0.02)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    pytest.fail("the child waits for ever")
+def test_jpegs_of_notes_without_end() -> None:
+    data = encode(Image.fromarray(picture()), "JPEG")
+    note = b"\xff\xfe\x08\x02" + bytes(2048)
+    assert decode(data[:2] + note * 1000 + data[2:]).shape == (20, 30, 3)
+    with pytest.raises(ImageError, match="at most 1024 segments before the pixels"):
+        decode(data[:2] + note * 1100 + data[2:])
+
+
+def test_jpegs_of_scans_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(Image.fromarray(picture()), "JPEG", progressive=True)
+    assert data.count(b"\xff\xda") == 10
+    last, end = data.rindex(b"\xff\xc4"), data.rindex(b"\xff\xd9")
+    more = data[:last] + data[last:end] * 91 + data[end:]
+    monkeypatch.setattr(image_limits, "_MAX_SCANNED", 100 * 20 * 30)
+    assert decode(more).shape == (20, 30, 3)
+    with pytest.raises(ImageError, match="at most 100 scans of that many pixels, got 101"):
+        decode(data[:last] + data[last:end] * 92 + data[end:])
+
+
+def test_large_images_are_decoded_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_limits, "_SMALL_IMAGE", 20 * 30 - 1)
+    data = encode(Image.fromarray(picture()), "PNG")
+    now, most = 0, 0
+    load = ImageFile.ImageFile.load
+
+    def counted(self: Any) -> Any:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        time.sleep(0.01)
+        now -= 1
+        return load(self)
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", counted)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(decode, [data] * 8))
+    assert most == 1

@@ -278,6 +278,7 @@ def test_pickled_code_is_not_run(state: dict[str, torch.Tensor], tmp_path: Path)
     marker, path = tmp_path / "ran", tmp_path / "evil.pt"
     torch.save({"state_dict": state, "extra": Bomb(marker)}, path)
     assert "pickled code" in refusal(path)
+    assert "(found getattr)" in refusal(path)
     path.write_bytes(pickle.dumps(Bomb(marker)))
     refusal(path)
     assert not marker.exists()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import signal
 import subprocess
 import time
@@ -14,6 +14,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from command_line import COMMAND, face, one_line_error
+from containers import write_tar
+
+from fiqa_fast.gallery.shares import fingerprint
 
 FAST = ("--exit", "1", "--threads", "1", "--workers", "1", "--save-every", "0")
 
@@ -126,4 +129,19 @@ def test_a_stopped_run_stops_its_workers(crops: Path) -> None:
 def test_what_cannot_be_shared_out_is_refused(cli: Any, crops: Path) -> None:
     message = one_line_error(cli("score", crops, "--processes", 2))
     assert message == "--processes needs a table to write: -o FILE or -o DIR/"
-    assert os.listdir(crops.parent).count(".unfinished") == 0
+    assert not list(crops.parent.glob(".*.unfinished"))
+
+
+def test_workers_agree_on_the_containers(
+    cli: Any, crops: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that came between the starts of two workers would be nobody's, and others be twice."""
+    for i in range(9):
+        write_tar(crops.parent / f"{i}.tar", {f"{i}.png": (crops.parent / "0.png").read_bytes()})
+    command = ("score", f"{crops.parent}/*.tar", *FAST, "-o", crops.parent / "out.parquet")
+    assert cli(*command, "--processes", 2).status == 0
+    assert pq.read_table(crops.parent / "out.parquet").num_rows == 9
+    here = {"index": 0, "count": 2, "start": 1, "reports": 1, "plan": fingerprint(["0.tar/"])}
+    monkeypatch.setenv("FIQA_FAST_WORKER", json.dumps(here))
+    message = one_line_error(cli(*command, "--processes", 2))
+    assert message.startswith("the inputs have other containers than when the run was started")

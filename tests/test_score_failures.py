@@ -458,7 +458,7 @@ def test_a_table_that_changes_under_what_is_added_to_it(tmp_path: Path) -> None:
     store.write(rows_of(KEYS[20:]))
     store.abort()
     path.rename(tmp_path / "away.parquet")
-    assert f"{path}: has vanished since rows were added to it" in refusal(path, KEYS)
+    assert f"{path}: has vanished while new rows" in refusal(path, KEYS)
     score_all(open_store(tmp_path / "b.parquet", settings={"exit": 4}), [KeySource(KEYS[:20])])
     shutil.copy(tmp_path / "b.parquet", path)
     assert f"{path}: holds rows of other settings (exit 8, not 4)" in refusal(path, KEYS)
@@ -509,7 +509,9 @@ def test_a_worker_that_is_stopped_twice_stores_its_rows(run_python: Any) -> None
     """By Ctrl-C or a signal to the whole group, and by its parent."""
     code = """
 import os, signal
+from fiqa_fast.cli import _terminate_cleanly
 from fiqa_fast.gallery.processes import Worker
+_terminate_cleanly()
 assert Worker.here().index == 1
 os.kill(os.getpid(), signal.SIGINT)
 try:
@@ -518,7 +520,7 @@ except SystemExit as error:
     os.kill(os.getpid(), signal.SIGTERM)
     print("rows are stored", error.code)
 """
-    facts = {"index": 1, "count": 2, "start": 1, "reports": 0}
+    facts = {"index": 1, "count": 2, "start": 1, "reports": 0, "plan": ""}
     done = run_python(code, FIQA_FAST_WORKER=json.dumps(facts))
     assert (done.returncode, done.stdout) == (0, "rows are stored 143\n"), done.stderr
 

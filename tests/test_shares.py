@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -142,6 +143,47 @@ def test_parts_are_one_dataset(tmp_path: Path) -> None:
     table = ds.dataset(tmp_path, format="parquet").to_table()
     assert sorted(table["path"].to_pylist()) == sorted(keys)
     assert pq.read_table(tmp_path).num_rows == len(keys)
+
+
+def test_parts_of_two_plans_are_not_mixed(tmp_path: Path) -> None:
+    """One share is replaced after a container was put before the others; the other is not yet."""
+    old = gallery(3, 3, 3)
+    new = [KeyContainer(["a.jpg"], "!/"), *old]
+
+    def run(index: int, sources: list[Any], overwrite: bool) -> None:
+        share = join(str(tmp_path), index, 2, SETTINGS, containers(sources), overwrite)
+        path = part_path(str(tmp_path), index, 2)
+        settings = {"share": vars(share)}
+        score_all(open_store(path, settings=settings, overwrite=overwrite), sources, share)
+
+    for index in range(2):
+        run(index, old, overwrite=False)
+    run(0, new, overwrite=True)
+    with pytest.raises(OutputError, match=r"holds rows of other settings .share.*--overwrite"):
+        run(1, new, overwrite=False)
+    run(1, new, overwrite=True)
+    keys = pq.read_table(tmp_path)["path"].to_pylist()
+    assert sorted(keys) == sorted(item.key for source in new for item in source)
+
+
+def test_a_plan_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    for _ in range(2):
+        assert join(str(tmp_path), 1, 2, SETTINGS, ["a/", "b/"]) == Share(1, 2, "containers")
+    assert os.listdir(tmp_path) == ["_gallery.json"]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"settings": 3, "containers": null}'])
+def test_a_damaged_plan_is_named(tmp_path: Path, content: str) -> None:
+    join(str(tmp_path), 1, 2, SETTINGS, ["a/", "b/"])
+    plan = tmp_path / "_gallery.json"
+    found = json.loads(plan.read_text())
+    plan.write_text(json.dumps({**found, **json.loads(content)}) if ":" in content else content)
+    with pytest.raises(OutputError, match=r"_gallery.json: the plan of this folder is damaged"):
+        join(str(tmp_path), 1, 2, SETTINGS, ["a/", "b/"])
 
 
 # Through the command

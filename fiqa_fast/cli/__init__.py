@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -28,10 +28,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
     _open_closed_streams()
     _terminate_cleanly()
-    try:
-        status = _run(list(sys.argv[1:] if args is None else args))
-    finally:
-        _terminate_at_once()
+    status = _run(list(sys.argv[1:] if args is None else args))
+    _end_at_once()
     sys.exit(status)
 
 
@@ -70,20 +68,26 @@ def _open_closed_streams() -> None:
 
 
 def _terminate_cleanly() -> None:
-    """Make SIGTERM and SIGHUP unwind as an exit does, so that temporary files are removed."""
+    """Make SIGTERM and SIGHUP unwind as an exit does, so that what is finished is stored.
+
+    The first one only: `timeout`, a closed terminal or a parent may send several, and the next
+    would end the storing.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _on_signals(("SIGTERM", "SIGHUP"), signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    _on_signals(("SIGTERM", "SIGHUP"), stop)
+
+
+def _end_at_once() -> None:
+    """Once all is done, let a signal end the process: Python would complain of it in its exit."""
+    _on_signals(("SIGTERM", "SIGHUP", "SIGINT"), signal.SIG_DFL)
+
+
+def _on_signals(names: Sequence[str], handler: Any) -> None:
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
+        for name in names:
             if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
-                signal.signal(getattr(signal, name), _stop)
-
-
-def _terminate_at_once() -> None:
-    """Let signals end what has come to its end: exit handlers have nothing left to tidy up."""
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is _stop:
-                signal.signal(getattr(signal, name), signal.SIG_DFL)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+                signal.signal(getattr(signal, name), handler)

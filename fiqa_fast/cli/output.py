@@ -239,12 +239,17 @@ class Output:
         self, worker: Worker, sources: Sequence[Source], guard: Callable[[], None]
     ) -> Destination:
         """Open what a worker process has of a table that its parent holds."""
-        from fiqa_fast.gallery.shares import Share, containers
+        from fiqa_fast.gallery.errors import InputError
+        from fiqa_fast.gallery.shares import Share, containers, fingerprint
         from fiqa_fast.gallery.store import WorkerStore
 
         share = self.share
-        # Whole containers, where each worker has several, are read once in all.
-        if share.count == 1 and len(containers(sources)) >= 4 * worker.count:
+        if worker.plan:
+            if fingerprint(containers(sources)) != worker.plan:
+                raise InputError(
+                    "the inputs have other containers than when the run was started, so that "
+                    "workers would not agree whose is which; run the same command again"
+                )
             share = Share(by="containers")
         assert self.layout is not None
         store = WorkerStore(
@@ -281,6 +286,11 @@ class Destination:
     def kept(self) -> int:
         """Rows that were there before."""
         return 0 if self.store is None else self.store.kept
+
+    @property
+    def failed(self) -> int:
+        """Those of them without a score."""
+        return 0 if self.store is None else self.store.failed
 
     @property
     def stored(self) -> int:

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from fiqa_fast.cli.engine import check_engine, engine_options, make_engine
+from fiqa_fast.cli.cluster import check_engine, engine_options, make_engine
 from fiqa_fast.cli.errors import STRICT
 from fiqa_fast.cli.options import (
     OUTPUTS,
@@ -23,9 +23,6 @@ from fiqa_fast.cli.options import (
 )
 from fiqa_fast.cli.output import Output, output_options
 
-if TYPE_CHECKING:
-    from fiqa_fast.gallery.runner import Summary
-
 __all__ = ["command"]
 
 
@@ -39,6 +36,14 @@ __all__ = ["command"]
     metavar="NAME,...",
     help=f"What to write: {', '.join(OUTPUTS)}.",
 )
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Of videos, score every N-th frame.",
+)
 @model_options
 @scorer_options
 @reading_options
@@ -50,6 +55,7 @@ def command(
     /,
     inputs: tuple[str, ...],
     outputs: str,
+    every: int,
     model: str,
     architecture: str | None,
     exit_block: int | None,
@@ -71,7 +77,8 @@ def command(
     """Score aligned face crops: higher is better.
 
     INPUT is a folder (searched through, hidden names left out), an image file, a list file
-    (.txt, one path per line), a pattern in quotes, or a container:
+    (.txt, one path per line), a pattern in quotes with any of * ? [a-z] {000..123} {a,b}, or a
+    container:
 
     \b
       .tar .tar.gz .tgz      tar archives, those of WebDataset too; - is one from standard input
@@ -79,7 +86,9 @@ def command(
       .rec                   MXNet records, as insightface's, with an .idx beside or without
       .bin                   insightface's sets of pairs
       .parquet .arrow .feather  tables with encoded images, as Hugging Face's datasets
+      folders of save_to_disk  of Hugging Face's datasets, with state.json or dataset_dict.json
       .lmdb .mdb, folders    LMDB environments
+      .mp4 .mkv .webm .avi   videos, and some more (pip install 'fiqa_fast[video]')
 
     Every image is a row of the table, in a fixed order, with a key that no other row has; one
     that is not readable has an error text instead of a score, and the run goes on. A container
@@ -98,6 +107,7 @@ def command(
       fiqa-fast score 'shards/*.tar' -o scores/ --shard 3/16     one of 16 machines, from 0
       torchrun --nproc-per-node 8 --no-python fiqa-fast score train.rec -o scores/
       fiqa-fast score 'shards/*.tar' -o scores.parquet --engine ray   on a cluster
+      fiqa-fast score 'shards/faces-{000000..000123}.tar' -o scores.parquet
       curl -s https://example.org/faces.tar.gz | fiqa-fast score - -o scores.csv
       fiqa-fast score crops/ -o - | sort -t, -k2 -g | head       the worst first
       fiqa-fast score list.txt --root /data/faces -o scores.txt
@@ -106,15 +116,17 @@ def command(
     """
     quiet_pillow()
     # What can be refused is refused before the model is loaded and any image is read.
-    from fiqa_fast.gallery.sources import damages, open_sources, skipped, total
+    from fiqa_fast.gallery.sources import open_sources, total
 
     names = parse_outputs(outputs)
     output = Output.plan(options, names)
-    sources = open_sources(inputs, root, split(ext), output.paths)
+    sources = open_sources(inputs, root, split(ext), output.paths, every)
     check_engine(engine, output, sources, processes, ray_address, actors)
 
+    from fiqa_fast.cli.engines import Cluster, Local, Processes
     from fiqa_fast.cli.scorer import make_scorer, meaning
-    from fiqa_fast.cli.spreading import ending, place, spread
+    from fiqa_fast.cli.spreading import ending, place
+    from fiqa_fast.cli.summary import summary_lines
     from fiqa_fast.gallery.processes import Worker
 
     worker = Worker.here()
@@ -124,12 +136,12 @@ def command(
     here = {**options, "device": "cpu"} if engine == "ray" else options
     scorer, size = make_scorer(weights, names, exit_block, threads, here)
     from fiqa_fast.gallery.progress import choose_progress
-    from fiqa_fast.gallery.runner import run
     from fiqa_fast.gallery.sinks import text_key
     from fiqa_fast.reading import Reading
 
     reading = Reading(size, bgr=peer_bgr, resize=not no_resize)
-    facts, build, remote = scorer.describe(), None, None
+    local = Local(scorer, reading, names, batch_size, workers)
+    chosen: Local | Processes | Cluster = local
     if engine == "ray":
         remote = make_engine(
             context,
@@ -143,46 +155,26 @@ def command(
             workers,
             threads,
         )
-        facts, build = remote.describe()
-    facts["reading"] = reading.describe()
-    sink = output.open(facts, inputs, root, sources, worker, build)
-    count = None if quiet or worker or output.share.count > 1 else total(sources)
-    left = None if count is None else max(0, count - sink.kept)
-    silent = quiet or worker is not None
-    progress = choose_progress(left, silent, output.shows_scores and sys.stdout.isatty())
-    if sink.kept and not quiet:
-        progress.tell(f"{sink.kept} rows are there already")
-    on_error = None if output.holds_errors else lambda k, e: progress.tell(f"{text_key(k)}: {e}")
+        chosen = Cluster(remote, reading, inputs, root, batch_size)
+    elif processes > 1 and worker is None:
+        chosen = Processes(local, context.obj, processes)
+    facts = chosen.facts
+    sink = output.open(facts, inputs, root, sources, worker, chosen.build)
     try:
-        if processes > 1 and worker is None:
-            summary, damaged, passed = spread(context.obj, processes, sink, sources, progress)
-        elif remote is not None and sink.store is not None:
-            summary, damaged, passed = remote.score(
-                sink.store,
-                output.share,
-                sources,
-                inputs,
-                root,
-                progress,
-                batch_size=batch_size,
-                on_error=on_error,
-            )
-        else:
-            summary = run(
-                sink.items(sources),
-                scorer,
-                sink,
-                reading=reading,
-                outputs=names,
-                batch_size=batch_size,
-                workers=workers,
-                progress=progress,
-                on_error=on_error,
-            )
-            damaged, passed = damages(sources), skipped(sources)
+        count = None if quiet or worker or output.share.count > 1 else total(sources)
+        left = None if count is None else max(0, count - sink.kept)
+        silent = quiet or worker is not None
+        progress = choose_progress(left, silent, output.shows_scores and sys.stdout.isatty())
+        if sink.kept and not quiet:
+            failed = f", {sink.failed} of them without a score" if sink.failed else ""
+            progress.tell(f"{sink.kept} rows are there already{failed}")
+        tell = None if output.holds_errors else lambda k, e: progress.tell(f"{text_key(k)}: {e}")
+        summary, damaged, passed = chosen.score(sink, sources, progress, tell)
     except BaseException:
-        if sink.stored:
-            progress.tell(f"{sink.stored} rows are kept; the same command goes on from there")
+        sink.abort()
+        if stored := sink.stored:
+            line = f"{stored} rows are kept; the same command goes on from there"
+            click.echo(line, err=True)
         raise
     if worker is not None:
         worker.report(**ending(summary, damaged, passed))
@@ -190,50 +182,8 @@ def command(
     if not quiet:
         arithmetic = f"{facts['dtype']} on {facts['device']}"
         click.echo(f"{model}: {meaning(scorer)}; {arithmetic}", err=True)
-        for line in [*_report(summary, passed, size, output), *sink.remarks()]:
+        for line in [*summary_lines(summary, passed, size, output), *sink.remarks()]:
             click.echo(line, err=True)
     for line in damaged:
         click.echo(f"not read to its end: {line}", err=True)
-    return STRICT if damaged or (strict and summary.failed) else 0
-
-
-def _report(summary: Summary, passed: int, size: int, output: Output) -> list[str]:
-    statistics = summary.statistics
-    if not summary.images:
-        return ["nothing left to score"]
-    lines = [
-        f"{summary.scored} of {summary.images} images scored in {summary.seconds:.1f} s, "
-        f"{summary.rate:.1f} images/s"
-    ]
-    if summary.scoring_seconds:  # a cluster does not tell its stages apart
-        lines.append(_shares(summary))
-    if summary.scored:
-        about = "" if statistics.exact else "about "
-        lines.append(
-            f"score: min {statistics.minimum:.6f}, median {about}{statistics.median:.6f}, "
-            f"max {statistics.maximum:.6f}"
-        )
-    if summary.failed:
-        where = "in the column error" if output.holds_errors else "above"
-        lines.append(f"{summary.failed} without a score; the reasons stand {where}")
-    if summary.resized:
-        much = f" ({summary.reduced} reduced more than twofold)" if summary.reduced else ""
-        lines.append(f"{summary.resized} resized to {size} x {size}{much}: are they aligned crops?")
-    if passed:
-        lines.append(f"{passed} passed over: links, pipes, devices, or members that are no images")
-    return lines
-
-
-def _shares(summary: Summary) -> str:
-    """Say how busy each stage was; they overlap, and the busiest is the one to make faster."""
-
-    def share(seconds: float, workers: int = 1) -> str:
-        percent = 100 * seconds / (summary.seconds * workers)
-        return f"{percent:.0f} %" if percent >= 1 else f"{percent:.1f} %"
-
-    threads = f" of {summary.workers} threads" if summary.workers > 1 else ""
-    return (
-        f"busy: source {share(summary.source_seconds)}, "
-        f"decode {share(summary.decode_seconds, summary.workers)}{threads}, "
-        f"model {share(summary.scoring_seconds)}, write {share(summary.write_seconds)}"
-    )
+    return STRICT if damaged or (strict and summary.failed + sink.failed) else 0

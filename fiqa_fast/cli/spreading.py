@@ -75,7 +75,7 @@ def spread(
     """
     from fiqa_fast.gallery.processes import watch
     from fiqa_fast.gallery.runner import Summary
-    from fiqa_fast.gallery.shares import numbered
+    from fiqa_fast.gallery.shares import containers, fingerprint, numbered
     from fiqa_fast.gallery.sources.tar import StandardInput
 
     store = destination.store
@@ -102,7 +102,10 @@ def spread(
         passed[index] = report["passed"]
 
     try:
-        watch(args, processes, store.start, store.lock_fd, told)
+        # Whole containers, where each worker has several, are read once in all.
+        names = containers(sources) if destination.share.count == 1 else []
+        plan = fingerprint(names) if len(names) >= 4 * processes else ""
+        watch(args, processes, store.start, plan, store.lock_fd, told)
         if store.kept:  # no worker sees all of the gallery, so none knows what has vanished
             for _ in store.done.leave_out(numbered(sources, destination.share)):
                 pass

@@ -19,7 +19,7 @@ from typing import Any
 
 from fiqa_fast.gallery.atomic import write_atomically
 from fiqa_fast.gallery.errors import OutputError
-from fiqa_fast.gallery.shares import Share
+from fiqa_fast.gallery.shares import Share, fingerprint
 from fiqa_fast.gallery.store.record import differences
 
 __all__ = ["is_dataset", "join", "part_path"]
@@ -65,6 +65,7 @@ def join(
         "settings": json.loads(json.dumps(settings)),
         "shares": count,
         "by": "containers" if len(containers) >= count > 1 else "keys",
+        "first": fingerprint(containers),  # stays, so that parts of another plan are known
         "containers": list(containers),
     }
     path = os.path.join(folder, _PLAN)
@@ -90,7 +91,8 @@ def join(
         )
     elif found["by"] == "containers" and len(containers) > len(found["containers"]):
         write_atomically(path, _text({**found, "containers": list(containers)}))
-    return Share(index, count, found["by"])
+    by = found["by"]
+    return Share(index, count, by, found["first"] if by == "containers" else "")
 
 
 def _text(plan: Mapping[str, Any]) -> bytes:
@@ -106,9 +108,13 @@ def _first(path: str, plan: Mapping[str, Any]) -> dict[str, Any]:
                 file.write(_text(plan))
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(temporary, path)
-        except (FileExistsError, FileNotFoundError):
-            pass  # another process was faster, and a third one has swept already
+            try:
+                os.link(temporary, path)
+            except (FileExistsError, FileNotFoundError):
+                pass  # another process was faster, and a third one has swept already
+            except OSError:  # not every file system has hard links
+                if not os.path.exists(path):
+                    os.rename(temporary, path)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
@@ -119,7 +125,10 @@ def _first(path: str, plan: Mapping[str, Any]) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             found = json.load(file)
-        return {name: found[name] for name in ("settings", "shares", "by", "containers")}
+        kinds = {"settings": dict, "shares": int, "by": str, "first": str, "containers": list}
+        if not all(isinstance(found[name], kind) for name, kind in kinds.items()):
+            raise TypeError
+        return {name: found[name] for name in kinds}
     except (ValueError, KeyError, TypeError):
         raise OutputError(f"{path}: the plan of this folder is damaged; remove it") from None
 

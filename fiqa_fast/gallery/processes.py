@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from types import FrameType
 from typing import Any
 
 from fiqa_fast.gallery.errors import ScoringError
@@ -38,6 +37,7 @@ class Worker:
     count: int
     start: int  # of the run, see Store.start
     reports: int  # descriptor of a pipe
+    plan: str  # fingerprint of the containers, where they are shared out whole; else empty
 
     @staticmethod
     def here() -> Worker | None:
@@ -45,10 +45,9 @@ class Worker:
         text = os.environ.pop(_VARIABLE, None)
         if text is None:
             return None
-        # Ctrl-C and signals to the whole group reach the parent too, which then stops its workers:
-        # one that is storing its rows by then must not be stopped a second time.
+        # Ctrl-C reaches the parent too, which then stops its workers: one that is storing its rows
+        # by then must not be stopped a second time.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, _stop_once)
         return Worker(**json.loads(text))
 
     def report(self, **facts: Any) -> None:
@@ -61,19 +60,17 @@ class Worker:
             raise SystemExit(128 + signal.SIGTERM) from None
 
 
-def _stop_once(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise SystemExit(128 + number)
-
-
 def watch(
     args: Sequence[str],
     count: int,
     start: int,
+    plan: str,
     lock: int,
     told: Callable[[int, dict[str, Any]], None],
 ) -> None:
     """Run ``fiqa-fast`` with ``args`` in ``count`` workers; ``told`` hears each report.
+
+    ``start`` and ``plan`` are what each :class:`Worker` is told.
 
     Raises :class:`ScoringError` where one of them fails, once the others have ended.
     """
@@ -81,8 +78,9 @@ def watch(
     with selectors.DefaultSelector() as selector:
         try:
             for index in range(count):
-                process, reports = _begin(args, index, count, start, lock)
-                workers.append(process)
+                reports, writing = os.pipe()
+                worker = Worker(index, count, start, writing, plan)
+                workers.append(_begin(args, worker, lock))
                 selector.register(reports, selectors.EVENT_READ, (index, _Lines(reports)))
             while selector.get_map():
                 for key, _ in selector.select():
@@ -104,27 +102,24 @@ def watch(
         raise ScoringError(f"{how}; the rows of all workers are kept: run the same command again")
 
 
-def _begin(
-    args: Sequence[str], index: int, count: int, start: int, lock: int
-) -> tuple[subprocess.Popen[bytes], int]:
-    reading, writing = os.pipe()
-    worker = Worker(index, count, start, writing)
+def _begin(args: Sequence[str], worker: Worker, lock: int) -> subprocess.Popen[bytes]:
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    # Not `-m`, which would look for the package where the command is run.
+    # Ctrl-C reaches the whole group; the parent passes it on, once. Not `-m`, which would look for
+    # the package where the command is run.
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
         f"import sys; sys.path[:1] = []; sys.path.append({package!r}); "
         "from fiqa_fast.cli import main; main()"
     )
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-c", code, *args],
             env={**os.environ, _VARIABLE: json.dumps(asdict(worker))},
             stdin=subprocess.DEVNULL,
-            pass_fds=(lock, writing),
+            pass_fds=(lock, worker.reports),
         )
     finally:
-        os.close(writing)
-    return process, reading
+        os.close(worker.reports)
 
 
 class _Lines:

@@ -9,25 +9,38 @@ process does not depend on what else there is.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fiqa_fast.gallery.errors import InputError
 from fiqa_fast.gallery.sources import Item, Source
 
-__all__ = ["SLOT", "Share", "containers", "from_environment", "numbered", "parse_share"]
+__all__ = [
+    "SLOT",
+    "Share",
+    "containers",
+    "fingerprint",
+    "from_environment",
+    "numbered",
+    "parse_share",
+]
 
 SLOT = 2**40  # items that one container may have, in the numbers of numbered()
 
 
 @dataclass(frozen=True)
 class Share:
-    """One of ``count`` shares, ``index`` from 0; ``by`` is keys or containers."""
+    """One of ``count`` shares, ``index`` from 0; ``by`` is keys or containers.
+
+    ``plan`` is the :func:`fingerprint` of the containers that were shared out first.
+    """
 
     index: int = 0
     count: int = 1
     by: str = "keys"
+    plan: str = field(default="", compare=False)
 
     def takes_container(self, number: int) -> bool:
         """Whether the container with this number, from 0, is to be read."""
@@ -42,7 +55,7 @@ class Share:
 
     def part(self, index: int, count: int) -> Share:
         """Return one of ``count`` shares of this share."""
-        return Share(self.index + self.count * index, self.count * count, self.by)
+        return Share(self.index + self.count * index, self.count * count, self.by, self.plan)
 
 
 def numbered(sources: Iterable[Source], share: Share | None = None) -> Iterator[tuple[int, Item]]:
@@ -77,6 +90,12 @@ def containers(sources: Iterable[Source]) -> list[str]:
         for piece in source.pieces()
         if not isinstance(piece, Item)
     ]
+
+
+def fingerprint(names: Sequence[str]) -> str:
+    """Return what tells containers in their order from others."""
+    text = json.dumps(list(names)).encode()
+    return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
 def parse_share(text: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import stat
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -51,7 +52,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_file(path: Path) -> tuple[Mapping[Any, Any], dict[str, str]]:
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
+            raise CheckpointError(f"{path}: wanted a file, got a folder, a pipe or a device")
+        size = status.st_size
         with open(path, "rb") as file:
             head = file.read(64)
     except FileNotFoundError:
@@ -163,5 +167,5 @@ def _first_line(error: BaseException) -> str:
 
 def _cause(error: pickle.UnpicklingError) -> str:
     """The name in torch's weights_only report of what it refused, if it gives one."""
-    found = re.search(r"Unsupported (?:global|class)[:\s]+(?:GLOBAL )?(\S+)", str(error))
+    found = re.search(r"(?i)unsupported (?:global|class)[:\s]+(?:GLOBAL )?(\S+)", str(error))
     return f" (found {found[1]})" if found else ""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def load_gauge(path: str | Path) -> Gauge:
         CheckpointError: not a gauge file, or one with wrong shapes or values that are not finite.
     """
     where = f"gauge {path}"
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise CheckpointError(f"{where}: wanted a file, got a folder, a pipe or a device")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}

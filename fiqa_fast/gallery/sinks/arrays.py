@@ -50,17 +50,17 @@ class ArrayFile:
 
 
 def read_array(path: str, rows: int) -> Iterator[Floats]:
-    """Yield the first ``rows`` rows of an array, in order, some at a time.
+    """Yield the rows of an array, in order, some at a time.
 
-    It may hold more: an array is put in place before its table. Raises :class:`OutputError` where
-    it is missing, no array, or too short.
+    Raises :class:`OutputError` where it is missing, no array, or has not ``rows`` rows: then the
+    table beside it was edited, and nothing says which row belongs to which.
     """
     try:
         with open(path, "rb") as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("another version")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            if fortran or dtype not in (np.float32, np.float16) or not shape or shape[0] < rows:
+            if fortran or dtype not in (np.float32, np.float16) or not shape or shape[0] != rows:
                 raise ValueError(f"wanted floats of {rows} rows, got {dtype} {list(shape)}")
             width = int(np.prod(shape[1:], dtype=np.int64))
             step = max(1, _READ_BYTES // max(1, width * dtype.itemsize))

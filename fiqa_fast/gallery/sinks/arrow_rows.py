@@ -67,6 +67,6 @@ def from_arrow(table: Any) -> Rows:
         shape = json.loads((field.metadata or {})[b"shape"])
         flat = table.column(field.name).combine_chunks().flatten().to_numpy()
         values = np.full((len(missing), *shape), np.nan, flat.dtype)
-        values[~missing] = flat.reshape(-1, *shape)
+        values[~missing] = flat.reshape(np.count_nonzero(~missing), *shape)
         columns[field.name] = values
     return Rows(table.column("path").to_pylist(), errors, score, columns)

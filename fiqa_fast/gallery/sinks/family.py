@@ -36,6 +36,9 @@ class Family:
             open(layout.record_path).write(text.encode())
         self._arrays = {name: ArrayFile(open(layout.array_path(name))) for name in layout.arrays}
         self._table = layout.format.open(open(layout.path), description)
+        # A table without rows has its columns too: a reader of many parts believes the first one.
+        columns = {name: np.empty((0, 0), layout.dtype) for name in layout.columns}
+        self._table.write(Rows([], [], np.empty(0, np.float32), columns))
 
     def write(self, rows: Rows) -> None:
         """Append rows."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -86,6 +86,22 @@ class ParquetTable:
             return None if text is None else json.loads(text)
         except (pyarrow.ArrowException, ValueError, OSError) as error:
             raise OutputError(f"{path}: no Parquet table ({_brief(error)})") from None
+
+    @staticmethod
+    def check(path: str, columns: Sequence[str]) -> None:
+        """Raise :class:`OutputError` unless a table has these columns, as :meth:`write` does."""
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        schema = pyarrow.parquet.read_schema(path)
+        wanted = ["path", "score", "error", *columns]
+        types = [pa.string(), pa.float32(), pa.string()]
+        shaped = all(b"shape" in (field.metadata or {}) for field in list(schema)[3:])
+        if schema.names != wanted or schema.types[:3] != types or not shaped:
+            raise OutputError(
+                f"{path}: not a table that can go on: wanted the columns {', '.join(wanted)} as "
+                f"they were written, got {', '.join(schema.names)}"
+            )
 
     @staticmethod
     def _batches(path: str, columns: list[str] | None) -> Iterator[Any]:

@@ -53,7 +53,11 @@ class Rows:
 
     @staticmethod
     def concatenate(parts: Sequence[Rows]) -> Rows:
-        """Return the rows of all parts, which have the same columns."""
+        """Return the rows of all parts, which have the same columns of the same shapes.
+
+        The shapes of a part without rows may be others.
+        """
+        parts = [part for part in parts if len(part)] or parts[:1]
         return Rows(
             [key for part in parts for key in part.keys],
             [error for part in parts for error in part.errors],

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from fiqa_fast.gallery.errors import InputError
+from fiqa_fast.gallery.sources.arrow_messages import file_checks, stream_checks
 from fiqa_fast.gallery.sources.container import Container, DamagedError, Entry, RandomFile
 from fiqa_fast.gallery.sources.item import Opening
 from fiqa_fast.gallery.sources.keys import member_key
+from fiqa_fast.gallery.sources.parquet_pages import check_pages
 from fiqa_fast.gallery.sources.table_rows import find_columns, named_images
 from fiqa_fast.gallery.text import brief, printable
 from fiqa_fast.images import open_regular
@@ -34,13 +37,21 @@ class TableSource(Container):
             return int(_parquet(self.path).metadata.num_rows)
 
     def _entries(self) -> Iterator[Entry]:
+        for number, (name, opener) in enumerate(self.rows()):
+            yield (str(number) if name is None else member_key(name)), opener
+
+    def rows(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield the name of each row's image, if it has one, and what opens it.
+
+        Raises :class:`DamagedError` where the table breaks off.
+        """
         number = 0
         with _understood():
             schema, batches = self._open()
             image, key = find_columns(schema)
             for batch in batches([image] if key is None else [image, key]):
-                for name, opener in named_images(batch, image, key):
-                    yield (str(number) if name is None else member_key(name)), opener
+                for row in named_images(batch, image, key):
+                    yield row
                     number += 1
         # pyarrow takes the end of the file for the end of the table.
         wanted = self.count()
@@ -60,20 +71,35 @@ class TableSource(Container):
             start = file.read(6)
         if start.startswith(b"PAR1"):
             table = _parquet(self.path)
-            return table.schema_arrow, lambda columns: table.iter_batches(
-                _ROWS, columns=columns, use_threads=False
-            )
+            return table.schema_arrow, partial(self._parquet_batches, table)
         is_file = start == _FILE  # or a stream, as Hugging Face's cache is
         open_it = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
+        content = RandomFile(self.path)
+        checks = (file_checks if is_file else stream_checks)(content)
+        next(checks, None)
         schema = open_it(pyarrow.OSFile(self.path)).schema
 
         def batches(columns: list[str]) -> Any:
             fields = [schema.get_field_index(name) for name in columns]
             options = pyarrow.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
             stored = open_it(pyarrow.OSFile(self.path), options=options)
-            return map(stored.get_batch, range(stored.num_record_batches)) if is_file else stored
+            numbers = range(stored.num_record_batches) if is_file else ()
+            rows = map(stored.get_batch, numbers) if is_file else iter(stored)
+            while True:
+                next(checks, None)  # before the batch is read
+                if (batch := next(rows, None)) is None:
+                    return
+                yield batch
 
         return schema, batches
+
+    def _parquet_batches(self, table: Any, columns: list[str]) -> Any:
+        file = RandomFile(self.path)
+        for group in range(table.num_row_groups):
+            check_pages(file, table.metadata.row_group(group), columns)
+            yield from table.iter_batches(
+                _ROWS, row_groups=[group], columns=columns, use_threads=False
+            )
 
 
 def _parquet(path: str) -> Any:

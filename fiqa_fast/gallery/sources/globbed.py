@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patterns that no shell has expanded, such as ``'shards/*.tar'`` in quotes."""
+"""Patterns that no shell has expanded: ``'shards/*.tar'`` in quotes, ``'{00..99}.tar'``."""
 
 from __future__ import annotations
 
@@ -10,27 +10,35 @@ from dataclasses import dataclass, field
 
 from fiqa_fast.errors import ImageError
 from fiqa_fast.gallery.errors import InputError
+from fiqa_fast.gallery.sources.braces import expand, has_braces
 from fiqa_fast.gallery.sources.containers import opener_of
 from fiqa_fast.gallery.sources.folder import FolderSource
 from fiqa_fast.gallery.sources.item import Item, Opening, Source, failing_item, file_item
+from fiqa_fast.gallery.sources.keys import Distinct
 from fiqa_fast.gallery.text import printable
 
-__all__ = ["GlobSource", "base_of", "is_pattern", "open_pattern"]
+__all__ = ["BracedSource", "GlobSource", "base_of", "is_pattern", "open_pattern"]
 
 
 def is_pattern(path: str) -> bool:
     """Whether a path is meant as a pattern: it holds a wildcard, and no file is called that."""
-    return any(c in path for c in "*?[") and "\0" not in path and not os.path.lexists(path)
+    meant = _has_wildcard(path) or has_braces(path)
+    return meant and "\0" not in path and not os.path.lexists(path)
+
+
+def _has_wildcard(text: str) -> bool:
+    return any(c in text for c in "*?[")
 
 
 def base_of(pattern: str) -> str:
-    """Return the folder that a pattern starts from: its path before the first wildcard."""
+    """Return the folder that a pattern starts from: its path before the first wildcard or brace."""
     return _split(pattern)[0]
 
 
 def _split(pattern: str) -> tuple[str, tuple[str, ...]]:
     parts = pattern.split("/")
-    first = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts))
+    starts = "*?[{" if has_braces(pattern) else "*?["
+    first = next((i for i, part in enumerate(parts) if any(c in part for c in starts)), len(parts))
     base = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
     return base, tuple(part for part in parts[first:] if part)
 
@@ -46,6 +54,7 @@ class GlobSource(FolderSource):
 
     pattern: tuple[str, ...] = ()
     root: str | None = None
+    every: int = 1
     damage: list[str] = field(default_factory=list, init=False)
 
     def __iter__(self) -> Iterator[Item]:
@@ -87,10 +96,16 @@ class GlobSource(FolderSource):
             if opener is None:
                 yield file_item(key, path)
                 continue
+            if not os.path.lexists(path):
+                line = f"{printable(path)}: no such file"
+                yield _Unopened(key, "no such file", line, self.damage)
+                continue
             try:
-                yield opener(path, Opening(key + "/", self.root, self.ext, self.exclude))
+                yield opener(
+                    path, Opening(key + "/", self.root, self.ext, self.exclude, self.every)
+                )
             except (InputError, ImageError, OSError) as error:
-                yield _Unopened(key, str(error))
+                yield _Unopened(key, str(error), str(error), self.damage)
 
     def enters(self, key: str) -> bool:
         """Whether something below this folder may match."""
@@ -109,14 +124,15 @@ class _Unopened:
 
     key: str
     reason: str
-    damage: list[str] = field(default_factory=list, init=False)
+    line: str  # with the path
+    told: list[str]  # where the line goes once the container's turn has come
 
     @property
     def prefix(self) -> str:
         return self.key + "/"
 
     def __iter__(self) -> Iterator[Item]:
-        self.damage = [self.reason]
+        self.told.append(self.line)
         yield failing_item(self.key, ImageError(self.reason))
 
     def pieces(self) -> Iterator[Item | Source]:
@@ -124,6 +140,38 @@ class _Unopened:
 
     def count(self) -> int:
         return 1
+
+
+@dataclass
+class BracedSource(GlobSource):
+    """The same for several patterns; a name without a wildcard that is not there is damage."""
+
+    names: tuple[str, ...] = ()
+
+    def walk(self) -> Iterator[Item | tuple[str, str]]:
+        """Yield what is called so or matches, in the order of the names."""
+        self.skipped = 0
+        distinct = Distinct()  # two of the patterns may match one file
+        for name in self.names:
+            path = os.path.join(self.folder, name)
+            plain = not _has_wildcard(name) and (opener_of(path) or not os.path.isdir(path))
+            if plain and not opener_of(path) and not os.path.lexists(path):
+                self.damage.append(f"{printable(path)}: no such file")
+                missing = ImageError("no such file")
+                yield failing_item(distinct(self.prefix + printable(name)), missing)
+                continue
+            if os.path.realpath(path) in self.exclude:
+                continue
+            parts = tuple(part for part in name.split("/") if part)
+            whole = GlobSource(self.folder, self.prefix, self.ext, self.exclude, parts, self.root)
+            # Thousands of names must not be thousands of walks.
+            key = self.prefix + "/".join(map(printable, parts))
+            for entry in [(key, path)] if plain else whole.walk():
+                if isinstance(entry, Item):
+                    yield Item(distinct(entry.key), entry.open)
+                else:
+                    yield distinct(entry[0]), entry[1]
+            self.skipped += whole.skipped
 
 
 def _matches(path: Sequence[str], pattern: Sequence[str], partly: bool = False) -> bool:
@@ -156,7 +204,16 @@ def _open_ended(states: set[int], pattern: Sequence[str]) -> set[int]:
 def open_pattern(pattern: str, opening: Opening) -> GlobSource:
     """Open a pattern, which has to match something."""
     base, parts = _split(pattern)
-    source = GlobSource(base, opening.prefix, opening.ext, opening.exclude, parts, opening.root)
-    if next(source.walk(), None) is None:
+    rest = "/".join(parts)
+    common = (base, opening.prefix, opening.ext, opening.exclude)
+    if has_braces(rest):
+        source: GlobSource = BracedSource(
+            *common, (), opening.root, opening.every, tuple(expand(rest))
+        )
+        found = any(not isinstance(e, Item) and os.path.lexists(e[1]) for e in source.walk())
+    else:
+        source = GlobSource(*common, parts, opening.root, opening.every)
+        found = next(source.walk(), None) is not None
+    if not found:
         raise InputError(f"{printable(pattern)}: no file matches this pattern")
     return source

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, NoReturn, Protocol
 
-from fiqa_fast.images import open_regular
+from fiqa_fast.images import MAX_BYTES, open_regular
 
 __all__ = [
     "MAX_IMAGE_BYTES",
@@ -22,9 +22,7 @@ __all__ = [
     "path_of",
 ]
 
-# Of one encoded image inside a container. An aligned crop takes ten kilobytes; whoever claims
-# gigabytes wants memory.
-MAX_IMAGE_BYTES = 32 * 2**20
+MAX_IMAGE_BYTES = MAX_BYTES  # of one encoded image inside a container, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +90,7 @@ class Opening:
     root: str | None = None  # where the relative paths of list files start
     ext: frozenset[str] | None = None  # suffixes wanted: lower case, without the dot
     exclude: frozenset[str] = frozenset()  # the output files, as real paths
+    every: int = 1  # of a video's frames, the first of so many
 
 
 def _fail(error: Exception) -> NoReturn:

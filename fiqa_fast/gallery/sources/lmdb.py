@@ -33,15 +33,21 @@ class LmdbSource(Container):
         return find_tree(RandomFile(_data(self.path))).entries
 
     def _distinct(self) -> Callable[[str], str]:
-        # The keys are distinct; only two that had to be escaped may look alike.
         distinct = Distinct()
+        if not find_tree(RandomFile(_data(self.path))).sorted:
+            return distinct
+        # Sorted keys are distinct; only two that had to be escaped may look alike.
         return lambda key: distinct(key) if "\\" in key else key
 
     def _entries(self) -> Iterator[Entry]:
         file = RandomFile(_data(self.path))
         tree = find_tree(file)
         found = 0
+        last = b""
         for key, flags, offset, length in leaves(file, tree):
+            if tree.sorted and key <= last:
+                raise DamagedError("damaged: wanted sorted entries, got others")
+            last = key
             found += 1
             if key in _NOTES or (key.startswith(b"__") and key.endswith(b"__")):
                 self.skipped += 1

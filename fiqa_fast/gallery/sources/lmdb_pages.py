@@ -18,6 +18,7 @@ _TABLE = struct.Struct("<IHHQQQQQ")  # padding, flags, depth, pages of three kin
 _BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
 _KINDS = _BRANCH | _LEAF | _OVERFLOW
 _BIG, SUBTABLE, DUPLICATES = 0x01, 0x02, 0x04  # where a value stands; what it is
+_REVERSED, _INTEGERS = 0x02, 0x08  # how keys are compared, else by their bytes
 _NOWHERE = 2**64 - 1
 
 
@@ -28,6 +29,7 @@ class Tree:
     entries: int
     root: int
     transaction: int
+    sorted: bool  # by the keys' bytes
 
 
 def find_tree(file: RandomFile) -> Tree:
@@ -48,11 +50,12 @@ def _meta(file: RandomFile, offset: int) -> Tree | None:
         return None
     tables = start + _META.size  # that of free pages, then the main one
     page, *_ = _TABLE.unpack(file.read(tables, _TABLE.size))
-    _, _, depth, _, _, _, entries, root = _TABLE.unpack(file.read(tables + _TABLE.size, 48))
+    _, flags, depth, _, _, _, entries, root = _TABLE.unpack(file.read(tables + _TABLE.size, 48))
     _, transaction = struct.unpack("<QQ", file.read(tables + 96, 16))
     if page not in (2**n for n in range(8, 17)):
         return None
-    return Tree(page, depth, entries, root, transaction)
+    ordered = not flags & (_REVERSED | _INTEGERS)
+    return Tree(page, depth, entries, root, transaction, ordered)
 
 
 def leaves(file: RandomFile, tree: Tree) -> Iterator[tuple[bytes, int, int, int]]:

@@ -30,16 +30,18 @@ def open_sources(
     root: StrPath | None = None,
     ext: Sequence[str] | None = None,
     exclude: StrPath | Sequence[StrPath] | None = None,
+    every: int = 1,
 ) -> list[Source]:
     """Open folders, image files, list files, containers and patterns in the order given.
 
     A container is known by its suffix (``.bin``, ``.rec``, ``.tar``, ``.tar.gz``, ``.zip``,
     ``.lmdb``, ``.parquet``, ``.arrow`` and some more), an LMDB folder by its file; ``-`` is a tar
-    archive from standard input. A name with a wildcard that is no file is a pattern.
+    archive from standard input. A name with a wildcard or braces that is no file is a pattern.
 
     ``root`` is where the relative paths of list files start (default: the list's own folder),
     ``ext`` narrows folders, patterns and archives to these suffixes, ``exclude`` is what to pass
-    over in folders: the output of the run, or several. Keys are relative to a folder, the name of
+    over in folders: the output of the run, or several; of videos every ``every``-th frame counts,
+    from the first. Keys are relative to a folder, the name of
     a file, a line of a list as written, or what a container calls its images; with several
     inputs, they start with the input's name, or with the input as written where two inputs have
     the same name. No key comes twice: a second one of a list or container gets ``#2``.
@@ -63,7 +65,7 @@ def open_sources(
     sources = []
     for path, name in zip(paths, _names(paths), strict=True):
         prefix = printable(name) + "/" if len(paths) > 1 else ""
-        sources.append(_open(path, name, Opening(prefix, start, suffixes, hidden)))
+        sources.append(_open(path, name, Opening(prefix, start, suffixes, hidden, every)))
     if not any(isinstance(source, StandardInput) for source in sources) and not any(
         True for source in sources for _ in source
     ):

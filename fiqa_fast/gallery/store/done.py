@@ -26,8 +26,8 @@ class Digests:
         joined = bytearray()
         for key in keys:
             joined += _digest(key)
-        self.values = np.frombuffer(bytes(joined), "V16").view("S16")
-        self.values = np.sort(self.values)
+        self.values = np.frombuffer(joined, "S16")
+        self.values.sort()
         self._met = np.zeros(len(self.values), bool)
 
     def meet(self, key: str) -> bool:

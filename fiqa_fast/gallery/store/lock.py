@@ -14,6 +14,7 @@ from fiqa_fast.gallery.errors import OutputError
 __all__ = ["LOCK_NAME", "FolderLock"]
 
 LOCK_NAME = "lock"
+_FLAGS = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class FolderLock:
@@ -30,7 +31,7 @@ class FolderLock:
             try:
                 os.makedirs(folder, exist_ok=True)
                 path = os.path.join(folder, LOCK_NAME)
-                self.fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+                self.fd = os.open(path, _FLAGS, 0o666)
             except (FileNotFoundError, FileExistsError) as error:
                 if not os.path.lexists(folder) or os.path.isdir(folder):
                     continue  # its last holder has just finished and removed the folder
@@ -65,13 +66,11 @@ class FolderLock:
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def remove(self) -> None:
-        """Remove the folder, which has to be empty but for the lock, unless others want it."""
+        """Let others have it, and remove the folder if it is empty but for the lock."""
         os.unlink(os.path.join(self.folder, LOCK_NAME))
-        try:
+        self.release()  # NFS keeps what is open, under another name in the same folder
+        with suppress(OSError):  # the next run may be there already
             os.rmdir(self.folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # the next run's lock
-                raise
 
     def release(self) -> None:
         """Let others have it."""

@@ -39,6 +39,11 @@ class Part:
         """Return how many rows it has; raises :class:`OutputError` where damaged."""
         return self._with(lambda parquet: parquet.read_metadata(self.path).num_rows)  # type: ignore[no-any-return]
 
+    def failed(self) -> int:
+        """Return how many of its rows have an error."""
+        errors = self.read(["error"]).column("error")
+        return len(errors) - int(errors.null_count)
+
     def read(self, columns: Sequence[str] | None = None) -> Any:
         """Return its rows as a ``pyarrow.Table``; raises :class:`OutputError` where damaged."""
 
@@ -50,7 +55,7 @@ class Part:
                 use_threads=False,
                 page_checksum_verification=True,
             )
-            if not {"path", "position"} <= set(table.column_names):
+            if not set(columns or ("path", "error", "position")) <= set(table.column_names):
                 raise ValueError("columns are missing")
             return table
 

@@ -47,6 +47,10 @@ class Store:
         save_seconds: After how long rows are stored at the latest.
         guard: Called before failed rows are taken in; raises where not they are at fault.
 
+    Attributes:
+        kept: How many rows were there at the start.
+        failed: How many of them have an error and are not scored again.
+
     Raises:
         OutputError: Another run has the output, or it is of other settings, or of something
             else, or cannot be written.
@@ -78,7 +82,10 @@ class Store:
             self.record = self._begin(dict(settings), overwrite)
             self._note(build, retry_errors)
             parts = self._files.list()
-            self._in_place = sum(1 for _ in self._entries()) if self.record.extends else 0
+            self._in_place, self.failed = 0, sum(part.failed() for part in parts)
+            for _, failed in self._entries() if self.record.extends else ():
+                self._in_place += 1
+                self.failed += failed
             self.kept = self.stored()
         except OSError as error:
             self._leave()
@@ -127,6 +134,8 @@ class Store:
         self.done.note_examples()
         try:
             parts = self._files.list()
+            if self._builds_before and not any(part.start == self.start for part in parts):
+                self.record.builds = self._builds_before  # this one has added no row
             if parts or not self.record.extends or self.record.retries:
                 prepare(self.folder, self.layout, self.record, parts)
                 move_into_place(self.folder, self.layout.path)
@@ -138,7 +147,10 @@ class Store:
             self._lock.release()
 
     def abort(self) -> None:
-        """Keep what is finished for the next start of the run; without that, leave no trace."""
+        """Keep what is finished for the next start of the run; without that, leave no trace.
+
+        Does nothing the second time, or after :meth:`commit`.
+        """
         with suppress(OutputError, OSError):
             self.writer.flush()
         self._leave()
@@ -159,22 +171,30 @@ class Store:
     def _begin(self, settings: dict[str, Any], overwrite: bool) -> Record:
         """Return the record to go on with, or raise :class:`OutputError` saying why not."""
         there = os.path.lexists(self.layout.path)
-        try:
-            found = Record.load(os.path.join(self.folder, RECORD_NAME))
-        except OutputError:
-            if not overwrite:
-                raise
-            found = None
+        arrays = map(self.layout.array_path, self.layout.arrays)
+        stranger = next(filter(os.path.lexists, [self.layout.path, *arrays]), None)
+        found = None
+        if self._files.list():  # without rows, a record binds nobody
+            try:
+                found = Record.load(os.path.join(self.folder, RECORD_NAME))
+            except OutputError:
+                if not overwrite:
+                    raise
         if found is not None:
             other = differences(settings, found.settings)
             if not other and not (overwrite and found.extends):
-                if there and not (found.extends or found.replaces or overwrite):
+                if found.extends and not there:
                     raise OutputError(
-                        f"{self.layout.path}: this file has appeared while its rows were "
-                        "unfinished; move it away, or replace it with --overwrite"
+                        f"{self.layout.path}: has vanished while new rows for it were unfinished; "
+                        "put it back, or start anew with --overwrite"
                     )
                 if found.extends:
-                    self._check_extended(settings)
+                    self._check_table(settings)
+                elif stranger is not None and not (found.replaces or overwrite):
+                    raise OutputError(
+                        f"{stranger}: this file has appeared while its rows were unfinished; move "
+                        "it away, or replace it with --overwrite"
+                    )
                 found.replaces |= overwrite
                 return found
             if not overwrite:
@@ -193,15 +213,12 @@ class Store:
         if there and not overwrite:
             self._check_table(settings)
             return Record(settings, extends=True)
-        return Record(settings, replaces=overwrite)
-
-    def _check_extended(self, settings: dict[str, Any]) -> None:
-        if not os.path.lexists(self.layout.path):
+        if stranger is not None and not overwrite:
             raise OutputError(
-                f"{self.layout.path}: has vanished since rows were added to it; put it back, or "
-                "start anew with --overwrite"
+                f"{stranger}: this file exists, and no table says how it was made; write to "
+                "another one, or replace it with --overwrite"
             )
-        self._check_table(settings)
+        return Record(settings, replaces=overwrite)
 
     def _check_table(self, settings: dict[str, Any]) -> None:
         """Raise :class:`OutputError` unless the table in place is one of these settings."""
@@ -218,12 +235,14 @@ class Store:
                 f"{path}: holds rows of other settings ({'; '.join(other)}); write to another "
                 "file, or replace it with --overwrite"
             )
+        self.layout.format.table.check(path, self.layout.columns)
 
     def _note(self, build: Mapping[str, str] | None, retry_errors: bool) -> None:
         """Bring the record up to this start of the run, and store it before any row."""
         if self.record.extends and not self.record.builds:
             description = self.layout.description()
             self.record.builds = list(description.get("builds", []))
+        self._builds_before = list(self.record.builds)
         if build is not None and dict(build) not in self.record.builds:
             self.record.builds.append(dict(build))
         if retry_errors:
