@@ -162,6 +162,17 @@ def test_scores_that_are_not_finite_are_errors() -> None:
     assert summary.statistics.maximum == 1
 
 
+def test_vectors_of_scores_that_are_not_finite_are_not_judged() -> None:
+    def scorer(images: torch.Tensor) -> Any:
+        score = torch.full((len(images),), float("nan"))
+        return SimpleNamespace(score=score, embedding=torch.full((len(images), 2), 1e9))
+
+    sink = Memory()
+    run([item(0)], scorer, sink, reading=Reading(SIZE), outputs=("score", "embedding"))
+    rows = sink.rows[0].narrowed("float16")
+    assert np.isnan(rows.columns["embedding"]).all()
+
+
 def test_other_outputs_follow_their_rows() -> None:
     items = [broken(0), *(item(i) for i in range(1, 6)), broken(6)]
     sink = Memory()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import resource
 import shutil
@@ -458,7 +457,7 @@ def test_a_table_that_changes_under_what_is_added_to_it(tmp_path: Path) -> None:
     store.write(rows_of(KEYS[20:]))
     store.abort()
     path.rename(tmp_path / "away.parquet")
-    assert f"{path}: has vanished while new rows" in refusal(path, KEYS)
+    assert f"{path}: has vanished while new rows for it were unfinished" in refusal(path, KEYS)
     score_all(open_store(tmp_path / "b.parquet", settings={"exit": 4}), [KeySource(KEYS[:20])])
     shutil.copy(tmp_path / "b.parquet", path)
     assert f"{path}: holds rows of other settings (exit 8, not 4)" in refusal(path, KEYS)
@@ -503,26 +502,6 @@ def test_a_plan_that_is_swept_before_it_has_its_name(
     monkeypatch.setattr(os, "link", meanwhile)
     assert dataset.join(str(tmp_path), 0, 3, SETTINGS, []).index == 0
     assert os.listdir(tmp_path) == ["_gallery.json"]
-
-
-def test_a_worker_that_is_stopped_twice_stores_its_rows(run_python: Any) -> None:
-    """By Ctrl-C or a signal to the whole group, and by its parent."""
-    code = """
-import os, signal
-from fiqa_fast.cli import _terminate_cleanly
-from fiqa_fast.gallery.processes import Worker
-_terminate_cleanly()
-assert Worker.here().index == 1
-os.kill(os.getpid(), signal.SIGINT)
-try:
-    os.kill(os.getpid(), signal.SIGTERM)
-except SystemExit as error:
-    os.kill(os.getpid(), signal.SIGTERM)
-    print("rows are stored", error.code)
-"""
-    facts = {"index": 1, "count": 2, "start": 1, "reports": 0, "plan": ""}
-    done = run_python(code, FIQA_FAST_WORKER=json.dumps(facts))
-    assert (done.returncode, done.stdout) == (0, "rows are stored 143\n"), done.stderr
 
 
 def test_a_signal_after_the_end_says_nothing(run_python: Any) -> None:

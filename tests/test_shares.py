@@ -132,6 +132,9 @@ def test_a_folder_holds_one_plan(tmp_path: Path) -> None:
     join(folder, 1, 3, SETTINGS, names, overwrite=True)
     with pytest.raises(OutputError, match=r"another number of shares .part-00001-of-00003.parquet"):
         join(folder, 1, 4, SETTINGS, names, overwrite=True)
+    (tmp_path / "scores" / "_gallery.json").unlink()  # as one is told to do with a damaged plan
+    with pytest.raises(OutputError, match=r"another number of shares .part-00001-of-00003.parquet"):
+        join(folder, 1, 4, SETTINGS, names)
 
 
 def test_parts_are_one_dataset(tmp_path: Path) -> None:

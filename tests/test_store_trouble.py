@@ -294,3 +294,27 @@ def test_digests_take_no_more_than_they_say() -> None:
         assert tracemalloc.get_traced_memory()[1] < 24 * 100_000
     finally:
         tracemalloc.stop()
+
+
+def test_names_of_vanished_images_are_one_line(cli: Any, tmp_path: Path) -> None:
+    for name in ("good.png", "new\nline.png"):
+        face(tmp_path / "crops" / name, 1)
+    args = ("score", tmp_path / "crops", "-o", tmp_path / "out.csv", "--exit", 1)
+    assert cli(*args).status == 0
+    (tmp_path / "crops" / "new\nline.png").unlink()
+    assert "not have any more (new\\nline.png); they are kept" in cli(*args).err
+
+
+def test_the_folder_of_parts_is_on_disk_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synchronised = []
+    fsync = os.fsync
+
+    def note(fd: int) -> None:
+        synchronised.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", note)
+    open_store(tmp_path / "out.parquet").abort()
+    assert synchronised[0] == str(tmp_path)

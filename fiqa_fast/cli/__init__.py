@@ -28,8 +28,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
     _open_closed_streams()
     _terminate_cleanly()
-    status = _run(list(sys.argv[1:] if args is None else args))
-    _end_at_once()
+    try:
+        status = _run(list(sys.argv[1:] if args is None else args))
+    finally:
+        _end_at_once()
     sys.exit(status)
 
 

@@ -313,13 +313,15 @@ class Destination:
         """Say what became of the output."""
         if self.store is None:
             return []
+        from fiqa_fast.gallery.sinks import text_key
+
         lines = []
         done = self.store.done
         if done.vanished:
             more = ", ..." if done.vanished > len(done.examples) else ""
             lines.append(
                 f"{done.vanished} rows are of images that the gallery does not have any more "
-                f"({', '.join(done.examples)}{more}); they are kept"
+                f"({', '.join(map(text_key, done.examples))}{more}); they are kept"
             )
         builds = self.store.record.builds
         if len(builds) > 1:

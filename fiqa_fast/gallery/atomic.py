@@ -19,6 +19,7 @@ __all__ = [
     "check_folder",
     "check_suffix",
     "check_target",
+    "synchronise",
     "write_atomically",
 ]
 
@@ -95,12 +96,7 @@ class AtomicFile:
         os.fsync(self.file.fileno())
         self.file.close()
         os.replace(self._temporary, self._target)
-        with suppress(OSError):  # not every file system lets a folder be synchronised
-            descriptor = os.open(os.path.dirname(self._target), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        synchronise(os.path.dirname(self._target))
 
     def abort(self) -> None:
         """Remove the temporary file; does nothing after :meth:`commit`."""
@@ -108,6 +104,16 @@ class AtomicFile:
             self.file.close()
         with suppress(FileNotFoundError):
             os.unlink(self._temporary)
+
+
+def synchronise(folder: str) -> None:
+    """Have the names in a folder on disk."""
+    with suppress(OSError):  # not every file system lets a folder be synchronised
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def check_folder(path: str | os.PathLike[str]) -> str:

@@ -75,13 +75,14 @@ def join(
     except OSError as error:
         raise OutputError(f"{folder}: {error.strerror}") from error
     other = _other(plan, found)
-    if other and overwrite:
+    if overwrite or not other:
         stale = sorted(set(_parts(folder)) - {part_name(i, count) for i in range(count)})
         if stale:
             raise OutputError(
                 f"{folder}: holds parts of another number of shares ({stale[0]}), whose rows would "
                 "come twice; remove them first"
             )
+    if other and overwrite:
         write_atomically(path, _text(plan))
         found = plan
     elif other:

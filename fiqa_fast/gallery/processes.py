@@ -43,12 +43,7 @@ class Worker:
     def here() -> Worker | None:
         """Return what this process is told to be; None for one that a user started."""
         text = os.environ.pop(_VARIABLE, None)
-        if text is None:
-            return None
-        # Ctrl-C reaches the parent too, which then stops its workers: one that is storing its rows
-        # by then must not be stopped a second time.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return Worker(**json.loads(text))
+        return None if text is None else Worker(**json.loads(text))
 
     def report(self, **facts: Any) -> None:
         """Tell the parent; ends this process where there is none any more."""

@@ -236,7 +236,10 @@ def _rows(batch: _Batch, values: Values | None, shapes: Mapping[str, tuple[int, 
         score[good] = values["score"]
         for name, column in columns.items():
             column[good] = values[name]
-    for i in np.flatnonzero(good & ~np.isfinite(score)):
+    lost = good & ~np.isfinite(score)
+    for column in columns.values():
+        column[lost] = np.nan  # nor are they judged, say as too large for float16
+    for i in np.flatnonzero(lost):
         errors[i] = f"wanted a finite score, got {score[i]}; try --dtype float32"
     return Rows([row.key for row in batch.rows], errors, score, columns)
 

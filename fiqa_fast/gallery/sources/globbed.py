@@ -16,6 +16,7 @@ from fiqa_fast.gallery.sources.folder import FolderSource
 from fiqa_fast.gallery.sources.item import Item, Opening, Source, failing_item, file_item
 from fiqa_fast.gallery.sources.keys import Distinct
 from fiqa_fast.gallery.text import printable
+from fiqa_fast.images import describe
 
 __all__ = ["BracedSource", "GlobSource", "base_of", "is_pattern", "open_pattern"]
 
@@ -96,16 +97,15 @@ class GlobSource(FolderSource):
             if opener is None:
                 yield file_item(key, path)
                 continue
-            if not os.path.lexists(path):
-                line = f"{printable(path)}: no such file"
-                yield _Unopened(key, "no such file", line, self.damage)
-                continue
             try:
                 yield opener(
                     path, Opening(key + "/", self.root, self.ext, self.exclude, self.every)
                 )
-            except (InputError, ImageError, OSError) as error:
-                yield _Unopened(key, str(error), str(error), self.damage)
+            except InputError as error:
+                yield _Unopened(key, str(error), str(error))
+            except (ImageError, OSError) as error:
+                reason = describe(error)
+                yield _Unopened(key, reason, f"{printable(path)}: {reason}")
 
     def enters(self, key: str) -> bool:
         """Whether something below this folder may match."""
@@ -116,30 +116,6 @@ class GlobSource(FolderSource):
         if not _matches(key[len(self.prefix) :].split("/"), self.pattern):
             return False
         return super().wants(key, name) or opener_of(name) is not None
-
-
-@dataclass
-class _Unopened:
-    """A container that cannot be opened: one still, so that no share gets another's."""
-
-    key: str
-    reason: str
-    line: str  # with the path
-    told: list[str]  # where the line goes once the container's turn has come
-
-    @property
-    def prefix(self) -> str:
-        return self.key + "/"
-
-    def __iter__(self) -> Iterator[Item]:
-        self.told.append(self.line)
-        yield failing_item(self.key, ImageError(self.reason))
-
-    def pieces(self) -> Iterator[Item | Source]:
-        yield self
-
-    def count(self) -> int:
-        return 1
 
 
 @dataclass
@@ -154,8 +130,7 @@ class BracedSource(GlobSource):
         distinct = Distinct()  # two of the patterns may match one file
         for name in self.names:
             path = os.path.join(self.folder, name)
-            plain = not _has_wildcard(name) and (opener_of(path) or not os.path.isdir(path))
-            if plain and not opener_of(path) and not os.path.lexists(path):
+            if not (_has_wildcard(name) or os.path.lexists(path) or opener_of(path)):
                 self.damage.append(f"{printable(path)}: no such file")
                 missing = ImageError("no such file")
                 yield failing_item(distinct(self.prefix + printable(name)), missing)
@@ -165,6 +140,7 @@ class BracedSource(GlobSource):
             parts = tuple(part for part in name.split("/") if part)
             whole = GlobSource(self.folder, self.prefix, self.ext, self.exclude, parts, self.root)
             # Thousands of names must not be thousands of walks.
+            plain = not _has_wildcard(name) and (opener_of(path) or not os.path.isdir(path))
             key = self.prefix + "/".join(map(printable, parts))
             for entry in [(key, path)] if plain else whole.walk():
                 if isinstance(entry, Item):
@@ -172,6 +148,30 @@ class BracedSource(GlobSource):
                 else:
                     yield distinct(entry[0]), entry[1]
             self.skipped += whole.skipped
+
+
+@dataclass
+class _Unopened:
+    """A container that cannot be opened: one still, so that no share gets another's."""
+
+    key: str
+    reason: str
+    line: str  # the same with its path
+    damage: list[str] = field(default_factory=list, init=False)
+
+    @property
+    def prefix(self) -> str:
+        return self.key + "/"
+
+    def __iter__(self) -> Iterator[Item]:
+        self.damage = [self.line]
+        yield failing_item(self.key, ImageError(self.reason))
+
+    def pieces(self) -> Iterator[Item | Source]:
+        yield self
+
+    def count(self) -> int:
+        return 1
 
 
 def _matches(path: Sequence[str], pattern: Sequence[str], partly: bool = False) -> bool:
@@ -210,7 +210,9 @@ def open_pattern(pattern: str, opening: Opening) -> GlobSource:
         source: GlobSource = BracedSource(
             *common, (), opening.root, opening.every, tuple(expand(rest))
         )
-        found = any(not isinstance(e, Item) and os.path.lexists(e[1]) for e in source.walk())
+        found = any(
+            not isinstance(entry, Item) and os.path.lexists(entry[1]) for entry in source.walk()
+        )
     else:
         source = GlobSource(*common, parts, opening.root, opening.every)
         found = next(source.walk(), None) is not None

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO
 
+from fiqa_fast.gallery.atomic import synchronise
 from fiqa_fast.gallery.sinks import Family, Layout
 from fiqa_fast.gallery.store.lock import LOCK_NAME
 from fiqa_fast.gallery.store.parts import Part, rows_in_order
@@ -48,13 +49,13 @@ def prepare(folder: str, layout: Layout, record: Record, parts: Sequence[Part]) 
             file.flush()
             os.fsync(file.fileno())
         _close(files)
-        _synchronise(making)
+        synchronise(making)
         os.rename(making, os.path.join(folder, _READY))
     except BaseException:
         _close(files)
         shutil.rmtree(making, ignore_errors=True)  # a full disk needs the room
         raise
-    _synchronise(folder)
+    synchronise(folder)
 
 
 def _close(files: Sequence[BinaryIO]) -> None:
@@ -79,7 +80,7 @@ def move_into_place(folder: str, table: str) -> bool:
     target, last = os.path.split(table)
     for name in sorted(os.listdir(ready), key=lambda name: name == last):
         os.replace(os.path.join(ready, name), os.path.join(target, name))
-    _synchronise(target)
+    synchronise(target)
     return True
 
 
@@ -97,12 +98,3 @@ def clear(folder: str) -> None:
             shutil.rmtree(path)
         else:
             os.unlink(path)
-
-
-def _synchronise(folder: str) -> None:
-    with suppress(OSError):  # not every file system lets a folder be synchronised
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -9,6 +9,7 @@ import os
 import socket
 from contextlib import suppress
 
+from fiqa_fast.gallery.atomic import synchronise
 from fiqa_fast.gallery.errors import OutputError
 
 __all__ = ["LOCK_NAME", "FolderLock"]
@@ -54,7 +55,8 @@ class FolderLock:
             if self._is_ours(path):
                 break
             os.close(self.fd)  # of a folder that was removed meanwhile
-        with suppress(OSError):  # a full disk; that it is locked is what counts
+        synchronise(os.path.dirname(folder))  # what is in it is kept only where it is
+        with suppress(OSError):  # a full disk: nobody but a second run would read it
             os.truncate(self.fd, 0)
             os.pwrite(self.fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
