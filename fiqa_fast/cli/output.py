@@ -321,7 +321,8 @@ class Destination:
             more = ", ..." if done.vanished > len(done.examples) else ""
             lines.append(
                 f"{done.vanished} rows are of images that the gallery does not have any more "
-                f"({', '.join(map(text_key, done.examples))}{more}); they are kept"
+                f"({', '.join(map(text_key, done.examples))}{more}); they are kept, but for those "
+                "with an error where --retry-errors is given"
             )
         builds = self.store.record.builds
         if len(builds) > 1:

@@ -98,12 +98,11 @@ def watch(
 
 
 def _begin(args: Sequence[str], worker: Worker, lock: int) -> subprocess.Popen[bytes]:
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    # Ctrl-C reaches the whole group; the parent passes it on, once. Not `-m`, which would look for
-    # the package where the command is run.
+    # Ctrl-C reaches the whole group; the parent passes it on, once. The same places for modules,
+    # in the same order: a worker must not be of another version.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-        f"import sys; sys.path[:1] = []; sys.path.append({package!r}); "
+        f"import sys; sys.path[:] = {sys.path!r}; "
         "from fiqa_fast.cli import main; main()"
     )
     try:

@@ -6,23 +6,21 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from fiqa_fast.gallery.errors import OutputError
-from fiqa_fast.gallery.sinks import Layout, Rows
-from fiqa_fast.gallery.sources import Item
-from fiqa_fast.gallery.store.done import Done
+from fiqa_fast.gallery.sinks import Layout
+from fiqa_fast.gallery.store.claim import claim
 from fiqa_fast.gallery.store.finishing import clear, is_ready, move_into_place, prepare
 from fiqa_fast.gallery.store.lock import FolderLock
-from fiqa_fast.gallery.store.parts import PartFiles, keys_in_order
-from fiqa_fast.gallery.store.record import RECORD_NAME, Record, differences
+from fiqa_fast.gallery.store.part_sink import Guard, PartSink, entries
+from fiqa_fast.gallery.store.parts import PartFiles
+from fiqa_fast.gallery.store.record import RECORD_NAME, Record
 from fiqa_fast.gallery.store.writer import SAVE_SECONDS, PartWriter
 
-__all__ = ["Store", "known_keys", "state_folder"]
+__all__ = ["Store", "state_folder"]
 
 
 def state_folder(path: str) -> str:
@@ -33,7 +31,7 @@ def state_folder(path: str) -> str:
     return os.path.join(folder, f".{name}.unfinished")
 
 
-class Store:
+class Store(PartSink):
     """The rows of one output: those in place, those stored in parts, and those to come.
 
     A sink for the runner: give it ``store.pending(numbered(sources))`` as its items.
@@ -65,12 +63,10 @@ class Store:
         overwrite: bool = False,
         retry_errors: bool = False,
         save_seconds: float = SAVE_SECONDS,
-        guard: Callable[[], None] | None = None,
+        guard: Guard = None,
     ) -> None:
         self.layout = layout
         self.folder = state_folder(layout.path)
-        self._guard = guard
-        self._queue: deque[int] = deque()
         self._lock = FolderLock(self.folder, layout.path)
         self._files = PartFiles(self.folder)
         self.record = Record({})
@@ -79,7 +75,7 @@ class Store:
                 clear(self.folder)
             for name in glob.glob(".fiqa-fast-*.tmp", root_dir=glob.escape(self.folder)):
                 os.unlink(os.path.join(self.folder, name))
-            self.record = self._begin(dict(settings), overwrite)
+            self.record = claim(layout, self._files, settings, overwrite)
             self._note(build, retry_errors)
             parts = self._files.list()
             self._in_place, self.failed = 0, sum(part.failed() for part in parts)
@@ -94,9 +90,8 @@ class Store:
             self._leave()
             raise
         self.start = 1 + max((part.start for part in parts), default=0)
-        self.writer = PartWriter(self._files, self.start, 0, layout.dtype, save_seconds)
-        known = partial(known_keys, layout, self.record, self._files, self.start)
-        self.done = Done(known, layout.format.table.key)
+        writer = PartWriter(self._files, self.start, 0, layout.dtype, save_seconds)
+        super().__init__(layout, self.record, self._files, writer, guard)
 
     @property
     def lock_fd(self) -> int:
@@ -108,22 +103,6 @@ class Store:
         if not os.path.isdir(self.folder):
             return self._in_place
         return self._in_place + sum(part.count() for part in self._files.list())
-
-    def pending(self, items: Iterable[tuple[int, Item]]) -> Iterator[Item]:
-        """Yield the items without a row, whose rows :meth:`write` then expects in this order."""
-        for place, item in self.done.leave_out(items):
-            self._queue.append(place)
-            yield item
-
-    def write(self, rows: Rows) -> None:
-        """Take in the rows of pending items, in order."""
-        self.add(rows, [self._queue.popleft() for _ in range(len(rows))])
-
-    def add(self, rows: Rows, places: Sequence[int]) -> None:
-        """Take in rows in any order, each with its place in the gallery."""
-        if self._guard is not None and rows.failed.any():
-            self._guard()
-        self.writer.add(rows, places)
 
     def commit(self) -> None:
         """Put the whole output in its place and remove the folder beside it.
@@ -168,75 +147,6 @@ class Store:
             "mend that and run the same command again"
         )
 
-    def _begin(self, settings: dict[str, Any], overwrite: bool) -> Record:
-        """Return the record to go on with, or raise :class:`OutputError` saying why not."""
-        there = os.path.lexists(self.layout.path)
-        arrays = map(self.layout.array_path, self.layout.arrays)
-        stranger = next(filter(os.path.lexists, [self.layout.path, *arrays]), None)
-        found = None
-        if self._files.list():  # without rows, a record binds nobody
-            try:
-                found = Record.load(os.path.join(self.folder, RECORD_NAME))
-            except OutputError:
-                if not overwrite:
-                    raise
-        if found is not None:
-            other = differences(settings, found.settings)
-            if not other and not (overwrite and found.extends):
-                if found.extends and not there:
-                    raise OutputError(
-                        f"{self.layout.path}: has vanished while new rows for it were unfinished; "
-                        "put it back, or start anew with --overwrite"
-                    )
-                if found.extends:
-                    self._check_table(settings)
-                elif stranger is not None and not (found.replaces or overwrite):
-                    raise OutputError(
-                        f"{stranger}: this file has appeared while its rows were unfinished; move "
-                        "it away, or replace it with --overwrite"
-                    )
-                found.replaces |= overwrite
-                return found
-            if not overwrite:
-                raise OutputError(
-                    f"{self.layout.path}: its unfinished run has other settings "
-                    f"({'; '.join(other)}); repeat its command to finish it, or start anew with "
-                    "--overwrite"
-                )
-        if found is not None or overwrite:
-            clear(self.folder)
-        elif self._files.list():
-            raise OutputError(
-                f"{self.folder}: finished rows, but no record of what they are; start anew with "
-                "--overwrite"
-            )
-        if there and not overwrite:
-            self._check_table(settings)
-            return Record(settings, extends=True)
-        if stranger is not None and not overwrite:
-            raise OutputError(
-                f"{stranger}: this file exists, and no table says how it was made; write to "
-                "another one, or replace it with --overwrite"
-            )
-        return Record(settings, replaces=overwrite)
-
-    def _check_table(self, settings: dict[str, Any]) -> None:
-        """Raise :class:`OutputError` unless the table in place is one of these settings."""
-        path = self.layout.path
-        description = self.layout.description()
-        if not isinstance(description, dict):
-            raise OutputError(
-                f"{path}: this file exists, and nothing says how it was made; write to another "
-                "one, or replace it with --overwrite"
-            )
-        other = differences(settings, Record.settings_of(description))
-        if other:
-            raise OutputError(
-                f"{path}: holds rows of other settings ({'; '.join(other)}); write to another "
-                "file, or replace it with --overwrite"
-            )
-        self.layout.format.table.check(path, self.layout.columns)
-
     def _note(self, build: Mapping[str, str] | None, retry_errors: bool) -> None:
         """Bring the record up to this start of the run, and store it before any row."""
         if self.record.extends and not self.record.builds:
@@ -254,18 +164,3 @@ class Store:
     def _entries(self, failed_too: bool = False) -> Iterator[tuple[str, bool]]:
         """Yield the keys of the table in place, failed ones unless they are scored again."""
         return entries(self.layout, failed_too or not self.record.retries)
-
-
-def entries(layout: Layout, failed_too: bool) -> Iterator[tuple[str, bool]]:
-    """Yield the keys of the table that is in place, and whether each failed."""
-    for key, failed in layout.format.table.entries(layout.path):
-        if failed_too or not failed:
-            yield key, failed
-
-
-def known_keys(layout: Layout, record: Record, files: PartFiles, start: int) -> Iterator[str]:
-    """Yield the keys that had a row when the run was started for the ``start``-th time."""
-    if record.extends:
-        for key, _ in entries(layout, not record.retries):
-            yield key
-    yield from keys_in_order([part for part in files.list() if part.start < start])

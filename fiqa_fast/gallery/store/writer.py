@@ -29,7 +29,7 @@ class PartWriter:
         dtype: str = "float32",
         save_seconds: float = SAVE_SECONDS,
     ) -> None:
-        self._files, self._start, self._worker = files, start, worker
+        self._files, self.start, self._worker = files, start, worker
         self._dtype = dtype
         self._save_seconds = save_seconds
         self._rows: list[Rows] = []
@@ -55,7 +55,7 @@ class PartWriter:
                 self._files.write(
                     Rows.concatenate(self._rows),
                     np.array(self._places, np.int64),
-                    self._start,
+                    self.start,
                     self._worker,
                 )
             except OSError as error:
