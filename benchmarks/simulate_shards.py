@@ -95,10 +95,15 @@ class Fate:
 
 
 def work(folder: str, gallery: Gallery, seed: int, orders: Connection) -> None:
-    """Score the shards that are ordered, until the pipe is closed."""
+    """Score the shards that are ordered, until this process is killed."""
     fate = Fate(random.Random(seed))
     fate.install()
-    while (index := orders.recv()) is not None:
+    parent = os.getppid()
+    while True:
+        while not orders.poll(5):
+            if os.getppid() != parent:  # a killed scheduler leaves no workers behind
+                return
+        index = orders.recv()
         fate.decide()
         saving = fate.rng.choice((0.0, 1e9))  # every batch, or at the end only
         try:
