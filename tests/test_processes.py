@@ -53,17 +53,21 @@ def parts_of(output: Path) -> list[Path]:
     return list((output.parent / f".{output.name}.unfinished").glob("part-*"))
 
 
+def wait_for_parts(process: subprocess.Popen[str], output: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(parts_of(output)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def test_two_workers_and_a_killed_one(cli: Any, crops: Path) -> None:
     single = crops.parent / "single.parquet"
     outcome = cli("score", crops, *FAST, "-o", single)
     assert outcome.status == 0, outcome.err
     output = crops.parent / "out.parquet"
     process = begin(crops, "-o", "out.parquet", "--processes", "2")
-    deadline = time.monotonic() + 120
-    while not parts_of(output):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for_parts(process, output, 1)
     first = int(parts_of(output)[0].name.split("-")[2])
     psutil.Process(process.pid).children()[first].kill()
     _, err = process.communicate(timeout=120)
@@ -84,11 +88,7 @@ def test_two_workers_and_a_killed_one(cli: Any, crops: Path) -> None:
 def test_workers_end_with_their_parent_and_hold_the_output_till_then(crops: Path) -> None:
     output = crops.parent / "out.parquet"
     process = begin(crops, "-o", "out.parquet", "--processes", "2")
-    deadline = time.monotonic() + 120
-    while len(parts_of(output)) < 4:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_parts(process, output, 4)
     workers = psutil.Process(process.pid).children()
     for worker in workers:
         worker.suspend()
@@ -111,11 +111,7 @@ def test_workers_end_with_their_parent_and_hold_the_output_till_then(crops: Path
 def test_a_stopped_run_stops_its_workers(crops: Path) -> None:
     output = crops.parent / "out.parquet"
     process = begin(crops, "-o", "out.parquet", "--processes", "2")
-    deadline = time.monotonic() + 120
-    while len(parts_of(output)) < 4:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_parts(process, output, 4)
     workers = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
