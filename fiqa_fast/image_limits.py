@@ -52,12 +52,10 @@ def check_pixels(width: int, height: int) -> None:
         raise ImageError(f"wanted at least one pixel, got {width} x {height}")
 
 
-def check_scans(file: BinaryIO, pixels: int) -> None:
+def check_scans(data: bytes, pixels: int) -> None:
     """Refuse a JPEG that paints the same pixels over and over: some bytes each, hours in all."""
-    size = file.seek(0, os.SEEK_END)
-    if size // _SHORTEST_SCAN * pixels > _MAX_SCANNED:
-        file.seek(0)
-        scans = file.read().count(b"\xff\xda")  # never among the pixels, where 255 is escaped
+    if len(data) // _SHORTEST_SCAN * pixels > _MAX_SCANNED:
+        scans = data.count(b"\xff\xda")  # never among the pixels, where 255 is escaped
         if scans * pixels > _MAX_SCANNED:
             most = _MAX_SCANNED // pixels
             raise ImageError(f"wanted at most {most} scans of that many pixels, got {scans}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From files to pixels: decoding (Pillow) and resizing, with one behaviour for every entry point.
+"""From files to pixels: decoding and resizing, with one behaviour for every entry point.
 
 Whatever is wrong with an image becomes one :class:`fiqa_fast.ImageError` with a one-line text.
 """
@@ -38,6 +38,7 @@ from fiqa_fast.image_limits import (
     check_scans,
     room_for,
 )
+from fiqa_fast.jpeg import decode_plain
 
 __all__ = [
     "FORMATS",
@@ -156,12 +157,15 @@ def _decode_file(file: BinaryIO) -> Pixels:
         raise ImageError(f"{_WANTED}, got an empty file")
     check_file(file)
     # Read whole: what asks a file for so many bytes gets room for them, whatever the file has.
-    file = io.BytesIO(file.read())
-    with Image.open(file, formats=FORMATS) as image:
+    data = file.read()
+    pixels = decode_plain(data)
+    if pixels is not None:
+        return pixels
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         check_pixels(width, height)
         if image.format in ("JPEG", "MPO"):  # the latter is several JPEGs in one file
-            check_scans(file, width * height)
+            check_scans(data, width * height)
         with room_for(width * height):
             image.load()
             return _to_rgb(image)

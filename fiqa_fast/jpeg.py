@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain JPEGs, which most crops are, straight through libjpeg-turbo.
+
+Pillow decodes them by the same library, to the same bits, but takes twice the time around it and
+keeps the interpreter for a good part of that, so that threads do not help. Whatever is not plain
+and whole is left to it: it decides what an image is, and says what is wrong with one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from fiqa_fast.image_limits import check_pixels, check_scans, room_for
+
+__all__ = ["decode_plain"]
+
+_START = b"\xff\xd8\xff"
+_EXIF = b"Exif\0"  # may turn the image
+
+
+def decode_plain(data: bytes) -> npt.NDArray[np.uint8] | None:
+    """Decode a grey or YCbCr JPEG of 8 bits without EXIF to RGB, uint8 [H, W, 3].
+
+    Returns None for everything else, and for what libjpeg-turbo warns of. Raises
+    :class:`fiqa_fast.ImageError` where the image asks for too much, before any pixel is decoded.
+    """
+    if not data.startswith(_START) or _EXIF in data:
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colorspace not in ("YCbCr", "Gray"):
+        return None
+    pixels = int(height) * int(width)
+    check_pixels(int(width), int(height))
+    check_scans(data, pixels)
+    with room_for(pixels):
+        try:
+            decoded: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
+        except ValueError:
+            return None
+    return decoded
