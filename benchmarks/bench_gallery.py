@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 import fiqa_fast
-from fiqa_fast.gallery import Rows, open_sources, run
+from fiqa_fast.gallery import Rows, fills_the_cores, open_sources, run
 from fiqa_fast.gallery.runner import Summary, default_workers
 from fiqa_fast.models.registry import ARCHITECTURES
 from fiqa_fast.models.vit import FaceViT
@@ -87,6 +87,7 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     model = load(name)
     reading = Reading(model.config.img_size)
     scorer = fiqa_fast.Scorer(model, dtype=options.dtype)
+    by_turns = not options.beside and fills_the_cores(scorer.device)
     images, count, workers = jpegs(), options.images, options.workers or default_workers()
     paths = {"rec": folder / f"{count}.rec", "tar": folder / f"{count}.tar"}
     write_record(paths["rec"], images, count)
@@ -105,7 +106,13 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     def end_to_end(kind: str) -> None:
         (source,) = open_sources([str(paths[kind])])
         summaries[kind] = run(
-            source, scorer, Nowhere(), reading=reading, batch_size=options.batch, workers=workers
+            source,
+            scorer,
+            Nowhere(),
+            reading=reading,
+            batch_size=options.batch,
+            workers=workers,
+            by_turns=by_turns,
         )
         assert summaries[kind].scored == count
 
@@ -143,6 +150,7 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
         "cores": cores,
         "threads": threads,
         "workers": workers,
+        "by_turns": by_turns,
         "batch": options.batch,
         "images": count,
         "rounds": options.rounds,
@@ -171,6 +179,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--beside", action="store_true", help="decode beside the model always")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -27,12 +27,18 @@ from galleries import SETTINGS, KeySource, open_store, rows_of, score_all
 from PIL import Image
 
 import fiqa_fast.gallery.decoding as decoding
-from fiqa_fast.gallery import dataset
+from fiqa_fast.gallery import dataset, turns
 from fiqa_fast.gallery.errors import OutputError
 from fiqa_fast.gallery.store import Store, state_folder
 
 KEYS = [f"{i:03}.jpg" for i in range(60)]
 EVERY_BATCH = ("--save-every", 0, "--batch-size", 4, "--workers", 1, "--exit", 1)
+
+
+@pytest.fixture(autouse=True)
+def one_batch_per_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens between batches is what these tests are about."""
+    monkeypatch.setattr(turns, "_MOST", 1)
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ class Local:
     outputs: Sequence[str]
     batch_size: int
     workers: int | None
+    by_turns: bool  # decode and score
     build: dict[str, str] | None = None
 
     @property
@@ -59,6 +60,7 @@ class Local:
             outputs=self.outputs,
             batch_size=self.batch_size,
             workers=self.workers,
+            by_turns=self.by_turns,
             progress=progress,
             on_error=tell,
         )

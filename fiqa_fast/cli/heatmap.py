@@ -189,6 +189,7 @@ def command(
     from fiqa_fast.gallery.progress import choose_progress
     from fiqa_fast.gallery.runner import default_workers, run
     from fiqa_fast.gallery.sinks import text_key
+    from fiqa_fast.gallery.turns import fills_the_cores
     from fiqa_fast.heatmap.choice import choose
     from fiqa_fast.heatmap.draw import Look, draw
     from fiqa_fast.heatmap.maps import MapTable
@@ -210,6 +211,7 @@ def command(
         outputs=wanted,
         batch_size=batch_size,
         workers=workers,
+        by_turns=fills_the_cores(scorer.device),
         progress=progress,
     )
     if not len(maps.good):

@@ -137,10 +137,12 @@ def command(
     scorer, size = make_scorer(weights, names, exit_block, threads, here)
     from fiqa_fast.gallery.progress import choose_progress
     from fiqa_fast.gallery.sinks import text_key
+    from fiqa_fast.gallery.turns import fills_the_cores
     from fiqa_fast.reading import Reading
 
     reading = Reading(size, bgr=peer_bgr, resize=not no_resize)
-    local = Local(scorer, reading, names, batch_size, workers)
+    by_turns = fills_the_cores(scorer.device, 1 if worker is None else worker.count)
+    local = Local(scorer, reading, names, batch_size, workers, by_turns)
     chosen: Local | Processes | Cluster = local
     if engine == "ray":
         remote = make_engine(

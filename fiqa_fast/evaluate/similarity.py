@@ -8,13 +8,14 @@ are, the products come from the linear algebra library, which is faster and roun
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from fiqa_fast.cores import cores
 
 __all__ = ["all_similarities", "pair_similarities"]
 
@@ -45,7 +46,7 @@ def pair_similarities(
         dots = np.add.reduce(product, axis=1)
         np.clip(dots / (norms[left] * norms[right]), -1, 1, out=result[start : start + rows])
 
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(work, range(0, len(a), rows)):
             pass
     return result
@@ -80,10 +81,3 @@ def _rows(embeddings: npt.NDArray[Any]) -> int:
     if embeddings.ndim != 2 or not embeddings.shape[1]:
         raise ValueError(f"embeddings must be [n, E], got {list(embeddings.shape)}")
     return int(max(1, _CHUNK_VALUES // embeddings.shape[1]))
-
-
-def _threads() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS or Windows
-        return os.cpu_count() or 1

@@ -10,6 +10,7 @@ from fiqa_fast.gallery.errors import InputError, OutputError, ScoringError
 from fiqa_fast.gallery.runner import Summary, run
 from fiqa_fast.gallery.sinks import Rows, Sink, open_sink
 from fiqa_fast.gallery.sources import Item, Source, open_sources
+from fiqa_fast.gallery.turns import fills_the_cores
 
 __all__ = [
     "InputError",
@@ -20,6 +21,7 @@ __all__ = [
     "Sink",
     "Source",
     "Summary",
+    "fills_the_cores",
     "open_sink",
     "open_sources",
     "run",

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from fiqa_fast.errors import ImageError
 from fiqa_fast.gallery.sources import Item
+from fiqa_fast.gallery.sources.item import InMemory
+from fiqa_fast.gallery.turns import Turns
 from fiqa_fast.images import Fitted, describe
 from fiqa_fast.reading import Reading
 
@@ -23,6 +25,8 @@ CHUNK = 8
 # images begin: a task takes the image that reaches the limit, and the queue the task that does.
 MAX_HELD = 64 * 2**20
 _CHUNK_HELD = 4 * 2**20
+# Longer encoded images are not read before it is time to decode them.
+_FETCHED = 256 * 2**10
 
 
 @dataclass(slots=True)
@@ -46,12 +50,31 @@ class DecodeAhead:
     """
 
     def __init__(
-        self, items: Iterable[Item], reading: Reading, pool: ThreadPoolExecutor, window: int
+        self,
+        items: Iterable[Item],
+        reading: Reading,
+        workers: int,
+        batch_size: int,
+        turns: Turns | None = None,
     ) -> None:
         self.failure: Exception | None = None
         self.source_seconds = self.decode_seconds = 0.0
         self._items, self._reading = items, reading
-        self._pool, self._window = pool, window
+        self._workers, self._batch_size, self._turns = workers, batch_size, turns
+        self._decoders = ThreadPoolExecutor(workers, "fiqa_fast-decode")
+        self._readers = ThreadPoolExecutor(workers, "fiqa_fast-read") if turns else None
+
+    def close(self) -> None:
+        """Let the threads go; what they have not begun is dropped."""
+        for pool in (self._readers, self._decoders):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def _window(self) -> int:
+        """How many tasks to be ahead: two batches, or a turn, and something for every thread."""
+        images = self._batch_size * (2 if self._turns is None else self._turns.batches)
+        return -(-images // CHUNK) + self._workers
 
     def __iter__(self) -> Iterator[Decoded]:
         chunks = self._chunks()
@@ -62,7 +85,7 @@ class DecodeAhead:
                 chunk, held = next(chunks, ([], 0))
                 if not chunk:
                     break
-                waiting.append((self._pool.submit(_decode, chunk, self._reading), held))
+                waiting.append((self._submit(chunk), held))
                 waiting_bytes += held
             if not waiting:
                 return
@@ -71,6 +94,12 @@ class DecodeAhead:
             waiting_bytes -= held
             self.decode_seconds += seconds
             yield from decoded
+
+    def _submit(self, chunk: list[Item]) -> Future[tuple[list[Decoded], float]]:
+        if self._readers is None or self._turns is None:
+            return self._decoders.submit(_decode, chunk, self._reading)
+        read = self._readers.submit(_fetch, chunk)
+        return self._decoders.submit(_decode_in_turn, read, self._reading, self._turns)
 
     def _chunks(self) -> Iterator[tuple[list[Item], int]]:
         """Items for one task each, and the bytes that they hold."""
@@ -98,6 +127,37 @@ def _decode(items: list[Item], reading: Reading) -> tuple[list[Decoded], float]:
     start = time.perf_counter()
     decoded = [_decode_item(item, reading) for item in items]
     return decoded, time.perf_counter() - start
+
+
+def _fetch(items: list[Item]) -> tuple[list[Item], float]:
+    start = time.perf_counter()
+    fetched = [_fetch_item(item) for item in items]
+    return fetched, time.perf_counter() - start
+
+
+def _decode_in_turn(
+    read: Future[tuple[list[Item], float]], reading: Reading, turns: Turns
+) -> tuple[list[Decoded], float]:
+    items, seconds = read.result()
+    decoded = []
+    for item in items:
+        turns.wait()
+        start = time.perf_counter()
+        decoded.append(_decode_item(item, reading))
+        seconds += time.perf_counter() - start
+    return decoded, seconds
+
+
+def _fetch_item(item: Item) -> Item:
+    """Return the item with its bytes in memory; as it is where it is long or cannot be read."""
+    if item.held:
+        return item
+    try:
+        with item.open() as file:
+            data = file.read(_FETCHED + 1)
+    except Exception:  # says so again where it is decoded
+        return item
+    return item if len(data) > _FETCHED else Item(item.key, InMemory(data))
 
 
 def _decode_item(item: Item, reading: Reading) -> Decoded:

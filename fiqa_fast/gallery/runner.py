@@ -11,11 +11,11 @@ overlap. The calling thread only waits, packs and writes; an interrupt reaches i
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +23,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fiqa_fast.gallery.decoding import CHUNK, DecodeAhead, Decoded
+from fiqa_fast.cores import cores
+from fiqa_fast.gallery.decoding import DecodeAhead, Decoded
 from fiqa_fast.gallery.errors import ScoringError
 from fiqa_fast.gallery.progress import Progress, SilentProgress
 from fiqa_fast.gallery.sinks import Floats, Rows, Sink
 from fiqa_fast.gallery.sources import Item
 from fiqa_fast.gallery.statistics import ScoreStatistics
+from fiqa_fast.gallery.turns import Turns
 from fiqa_fast.reading import Reading
 
 __all__ = ["Summary", "default_workers", "run"]
@@ -74,11 +76,7 @@ class Summary:
 
 def default_workers() -> int:
     """Return how many decode threads to use: one per core that this process may use, at most 16."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS or Windows
-        cores = os.cpu_count() or 1
-    return min(16, cores)
+    return min(16, cores())
 
 
 def run(
@@ -90,16 +88,19 @@ def run(
     outputs: Iterable[str] = ("score",),
     batch_size: int = 32,
     workers: int | None = None,
+    by_turns: bool = False,
     progress: Progress | None = None,
     on_error: Callable[[str, str], None] | None = None,
 ) -> Summary:
     """Score ``items`` in order and write one row for each to ``sink``.
 
-    ``scorer`` gets uint8 [B, 3, size, size], read as ``reading`` says, with B = ``batch_size`` but
-    for the last batches, and returns an object with the attributes named in ``outputs``, and
-    ``score`` in any case.
+    ``scorer`` gets uint8 [B, 3, size, size], read as ``reading`` says, with B = ``batch_size`` (or
+    some times as many, ``by_turns``) but for the last batches, and returns an object with the
+    attributes named in ``outputs``, and ``score`` in any case.
     An image that cannot be decoded, or whose score is not finite, becomes a row with an error;
     ``on_error(key, text)`` hears of it too.
+    Images are decoded while others are scored. ``by_turns`` they are only fetched meanwhile, which
+    is faster where the scorer keeps all cores busy (:func:`fiqa_fast.gallery.fills_the_cores`).
 
     The sink is committed at the end, and aborted where anything raises; where that is the source,
     the items before are scored and written first. Raises :class:`ScoringError` where the scorer
@@ -110,7 +111,8 @@ def run(
     progress = SilentProgress() if progress is None else progress
     summary = Summary(workers=workers)
     start = time.perf_counter()
-    decoders = ThreadPoolExecutor(workers, "fiqa_fast-decode")
+    turns = Turns() if by_turns else None
+    decoded = DecodeAhead(items, reading, workers, batch_size, turns)
     scoring = ThreadPoolExecutor(1, "fiqa_fast-score")
     running: deque[tuple[_Batch, Future[Values] | None]] = deque()
 
@@ -128,11 +130,8 @@ def run(
         progress.update(len(rows))
 
     try:
-        score = _Scorer(scorer, reading.size, vectors)
-        # Two batches ahead of the one being packed, and something to do for every thread.
-        window = -(-2 * batch_size // CHUNK) + workers
-        decoded = DecodeAhead(items, reading, decoders, window)
-        for batch in _batches(decoded, batch_size):
+        score = _Scorer(scorer, reading.size, vectors, turns)
+        for batch in _batches(decoded, batch_size, turns):
             job = scoring.submit(score, batch.pixels) if len(batch.pixels) else None
             running.append((batch, job))
             if len(running) > 1:  # write one batch while the next is being scored
@@ -149,7 +148,7 @@ def run(
         raise
     finally:
         progress.close()
-        decoders.shutdown(wait=False, cancel_futures=True)
+        decoded.close()
         scoring.shutdown(wait=False, cancel_futures=True)
     summary.source_seconds = decoded.source_seconds
     summary.decode_seconds = decoded.decode_seconds
@@ -166,14 +165,15 @@ class _Batch:
     pixels: torch.Tensor  # uint8 [B, 3, size, size]
 
 
-def _batches(decoded: Iterable[Decoded], batch_size: int) -> Iterator[_Batch]:
+def _batches(decoded: Iterable[Decoded], batch_size: int, turns: Turns | None) -> Iterator[_Batch]:
     rows: list[Decoded] = []
     planes: list[npt.NDArray[np.uint8]] = []
     for row in decoded:
         rows.append(row)
         if row.fitted is not None:
             planes.append(row.fitted.planes)
-        if len(planes) == batch_size or len(rows) >= batch_size + _MAX_PENDING_ROWS:
+        images = batch_size if turns is None else batch_size * turns.batches
+        if len(planes) >= images or len(rows) >= images + _MAX_PENDING_ROWS:
             yield _Batch(rows, _stack(planes))
             rows, planes = [], []
     if rows:
@@ -190,9 +190,12 @@ Values = Mapping[str, Floats]  # "score" and the other outputs by name, each [B,
 class _Scorer:
     """The scorer with what it returns checked and brought to numpy, and its time taken."""
 
-    def __init__(self, scorer: Scoring, size: int, vectors: Sequence[str]) -> None:
+    def __init__(
+        self, scorer: Scoring, size: int, vectors: Sequence[str], turns: Turns | None
+    ) -> None:
         self.seconds = 0.0
         self._scorer = scorer
+        self._turn = nullcontext if turns is None else turns.scoring
         self._names = ("score", *vectors)
         # A blank image tells the shapes, which a table needs before its first row; without
         # vectors they are known.
@@ -205,7 +208,8 @@ class _Scorer:
     def __call__(self, pixels: torch.Tensor) -> Values:
         start = time.perf_counter()
         try:
-            result = self._scorer(pixels)
+            with self._turn():
+                result = self._scorer(pixels)
             values = {name: _to_numpy(getattr(result, name)) for name in self._names}
         except Exception as error:
             text = " ".join(str(error).split())
