@@ -3,13 +3,13 @@
 
 ``python benchmarks/bench_gallery.py`` scores the crops of ``examples/`` as JPEGs, repeated under
 new keys, from an MXNet record file and a tar archive, by turns with the scorer alone on pixels
-that lie ready. ``--model vit_s`` takes random weights of that size; ``--images``, ``--rounds``,
-``--threads``, ``--workers`` and ``--batch`` change the rest.
+that lie ready. ``--model vit_s`` takes random weights of that size. ``--threads`` below the number
+of cores leaves the others to decoding. ``--beside`` decodes beside the model where the default
+would be by turns with it.
 
 Decoding is work too: where it shares its cores with the model, a run takes at least the
 core-seconds of both over the number of cores. ``bound`` is the share of the model's speed that this
-leaves, and ``kept`` the share of the bound that a run reaches. ``--threads`` below the number of
-cores leaves some to decoding alone.
+leaves, and ``kept`` the share of the bound that a run reaches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import argparse
 import io
 import itertools
 import json
-import os
 import statistics
 import struct
 import tarfile
@@ -32,6 +31,7 @@ import torch
 from PIL import Image
 
 import fiqa_fast
+from fiqa_fast.cores import cores
 from fiqa_fast.gallery import Rows, fills_the_cores, open_sources, run
 from fiqa_fast.gallery.runner import Summary, default_workers
 from fiqa_fast.models.registry import ARCHITECTURES
@@ -83,22 +83,35 @@ def load(name: str) -> FaceViT:
     return FaceViT(ARCHITECTURES["arcface_vit_s"].config).eval()
 
 
-def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def images_for(seconds: float, scorer: Callable[..., Any], some: torch.Tensor, batch: int) -> int:
+    """Return how many images the model scores in about so many seconds, in whole batches."""
+    pixels = some.repeat(-(-batch // len(some)), 1, 1, 1)[:batch]
+    scorer(pixels)
+    start = time.perf_counter()
+    for _ in range(3):
+        scorer(pixels)
+    return batch * max(4, round(3 * seconds / (time.perf_counter() - start)))
+
+
+def measure(name: str, threads: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Take turns and return the figures of one model at one number of threads."""
+    torch.set_num_threads(threads)
     model = load(name)
     reading = Reading(model.config.img_size)
     scorer = fiqa_fast.Scorer(model, dtype=options.dtype)
     by_turns = not options.beside and fills_the_cores(scorer.device)
-    images, count, workers = jpegs(), options.images, options.workers or default_workers()
+    workers = options.workers or default_workers()
+    images = jpegs()
+    planes = [torch.from_numpy(reading(image).planes) for image in images]
+    count = images_for(options.seconds, scorer, torch.stack(planes), options.batch)
     paths = {"rec": folder / f"{count}.rec", "tar": folder / f"{count}.tar"}
     write_record(paths["rec"], images, count)
     write_tar(paths["tar"], images, count)
 
-    planes = [torch.from_numpy(reading(image).planes) for image in images]
     ready = torch.stack(list(itertools.islice(itertools.cycle(planes), count)))
-    batches = ready.split(options.batch)
 
     def model_only() -> None:
-        for batch in batches:
+        for batch in ready.split(options.batch):
             scorer(batch)
 
     summaries: dict[str, Summary] = {}
@@ -137,17 +150,15 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
                 busy[key].append(time.process_time() - started)
     core = {key: statistics.median(values) for key, values in busy.items()}
     median = {key: statistics.median(values) for key, values in seconds.items()}
-    cores = len(os.sched_getaffinity(0))
-    threads = torch.get_num_threads()
     bound = 1.0
     if scorer.device.type == "cpu":
         # By core-seconds, which hold where other processes take some of the time.
-        bound = min(1.0, core["model"] / threads * cores / (core["model"] + core["decode"]))
+        bound = min(1.0, core["model"] / threads * cores() / (core["model"] + core["decode"]))
     facts: dict[str, Any] = {
         "model": name,
         "device": scorer.device.type,
         "dtype": str(scorer.dtype).removeprefix("torch."),
-        "cores": cores,
+        "cores": cores(),
         "threads": threads,
         "workers": workers,
         "by_turns": by_turns,
@@ -174,18 +185,22 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["starter", "vit_s"])
-    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of the model per turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--beside", action="store_true", help="decode beside the model always")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, nargs="+", default=[cores()])
+    parser.add_argument("--json", type=Path, help="figures to write")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    found = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.model:
-            print(json.dumps(measure(name, options, Path(folder)), indent=2), flush=True)
+        for name, threads in itertools.product(options.model, options.threads):
+            found.append(measure(name, threads, options, Path(folder)))
+            print(json.dumps(found[-1], indent=1), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

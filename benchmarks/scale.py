@@ -6,7 +6,7 @@ python benchmarks/scale.py --measure           measure costs on this machine fir
 
 No number on the page is written by hand: each block between ``<!-- name -->`` and ``<!-- end -->``
 is replaced. ``shards.json`` is simulate_shards.py's, ``kills.json`` tests/helpers/kills.py's,
-``soak.json`` soak.py's.
+``gallery.json`` bench_gallery.py's, ``soak.json`` and ``soak_vit_s.json`` soak.py's.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ SHARES = 10_000
 CORES = 16  # of one machine of the plan
 MACHINES = 100
 _HOUR = 3600.0
+_MODELS = {"starter": "built-in", "vit_s": "ViT-S/9"}
 Figures = dict[str, Any]
 
 
@@ -180,28 +181,54 @@ def killed(measured: dict[str, Figures]) -> str:
 
 
 def soaked(measured: dict[str, Figures]) -> str:
-    """The soak's figures as a table."""
-    found = measured["soak"]
-    rows = [
-        [
-            f".{name}",
-            *(f"{source[key]:,.1f}" for key in ("MiB when warm", "MiB at most")),
-            f"{source['MiB per 100,000 images']:+.1f}",
-            f"{source['images/s']:,.0f}",
-            source["busy"],
-        ]
-        for name, source in found["sources"].items()
-    ]
-    header = ["source", "MiB when warm", "MiB at most", "MiB per 100,000", "images/s", "busy"]
+    """The soaks' figures as a table."""
+    rows = []
+    soaks = [measured["soak"], measured["soak_vit_s"]]
+    for found in soaks:
+        for name, source in found["sources"].items():
+            memory = (source[key] for key in ("MiB when warm", "MiB at most"))
+            rows.append(
+                [
+                    f"{_MODELS[found['model']]}, exit {found['exit']}",
+                    f".{name}",
+                    *(f"{mib:,.1f}" for mib in memory),
+                    f"{source['MiB per 100,000 images']:+.1f}",
+                    f"{source['images/s']:,.0f}",
+                    f"{source['of model']:.2f}",
+                    f"{found['bound']:.2f}",
+                    source["busy"],
+                ]
+            )
+    header = ["model", "source", "MiB when warm", "MiB at most", "MiB per 100,000", "images/s"]
     return "\n\n".join(
         [
-            markdown(header, rows),
+            markdown([*header, "of model", "bound", "busy"], rows),
             filled(
-                f"""{found["images"]:,} crops each, exit {found["exit"]} of the built-in model,
-                {found["threads"]} threads, {found["processor"]}."""
+                f"""{soaks[0]["images"]:,} crops each, {soaks[0]["threads"]} threads,
+                {soaks[0]["processor"]} with AMX. "Of model" is over the speed of the model alone
+                before and after."""
             ),
         ]
     )
+
+
+def shared(measured: dict[str, Figures]) -> str:
+    """What runs keep of the model's own speed, as a table."""
+    rows = []
+    for found in measured["gallery"]:
+        values = [f"{found[source]['of_model']:.2f}" for source in ("rec", "tar")]
+        rows.append(
+            [
+                _MODELS[found["model"]],
+                str(found["threads"]),
+                f"{found['model_images_per_second']:,.0f}",
+                f"{100 * found['decode_over_model']:.1f} %",
+                *values,
+                f"{found['bound']:.2f}",
+            ]
+        )
+    header = ["model", "threads", "model alone, images/s", "decode / model"]
+    return markdown([*header, ".rec", ".tar", "bound"], rows)
 
 
 BLOCKS = {
@@ -210,6 +237,7 @@ BLOCKS = {
     "kill costs": kill_costs,
     "simulation": simulated,
     "kills": killed,
+    "share": shared,
     "soak": soaked,
 }
 

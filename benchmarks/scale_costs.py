@@ -25,7 +25,7 @@ import torch
 
 import fiqa_fast
 from bench_gallery import Nowhere, jpegs, load, write_record
-from fiqa_fast.gallery import Item, Rows, open_sources, run
+from fiqa_fast.gallery import Item, Rows, fills_the_cores, open_sources, run
 from fiqa_fast.gallery.sinks import plan_output
 from fiqa_fast.gallery.store import Store
 from fiqa_fast.gallery.store.done import Digests
@@ -66,10 +66,11 @@ def images(folder: Path, count: int) -> dict[str, Any]:
         count_here = count if name == "starter" else count // 8
         write_record(path, jpegs(), 256)
         reading = Reading(model.config.img_size)
-        run(_items(path), scorer, Nowhere(), reading=reading)  # warm
+        by_turns = fills_the_cores(scorer.device)
+        run(_items(path), scorer, Nowhere(), reading=reading, by_turns=by_turns)  # warm
         write_record(path, jpegs(), count_here)
         with work() as spent:
-            run(_items(path), scorer, Nowhere(), reading=reading)
+            run(_items(path), scorer, Nowhere(), reading=reading, by_turns=by_turns)
         found[f"{name}, exit {exit_block}"] = {
             "core-seconds": spent.seconds / count_here,
             "dtype": str(scorer.dtype).removeprefix("torch."),

@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of a long run: ``fiqa-fast score`` over many crops, watched once a second.
 
-python benchmarks/soak.py [--images 200000] [--exit 8] [-o docs/soak.svg] [--json FILE]
+python benchmarks/soak.py [--images 200000] [--model vit_s] [--exit 8] [-o docs/soak.svg]
+    [--json FILE]
 
 The crops of ``examples/``, repeated under new keys, are written into an MXNet record file and a tar
 archive and scored by the real command. Memory is the resident memory of the process and its
 children; how many images were scored by then is read off the parts that the run has stored. The
 slope is that of a straight line through all samples after the first tenth of the images (5,000).
+
+The model alone, on pixels that lie ready, is timed in a process of its own before, between and
+after the runs: ``of model`` is a run's images/s over the mean of its neighbours, and ``bound`` what
+decoding, which takes core time too, leaves of the model's speed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,10 +36,12 @@ import psutil
 import pyarrow.parquet
 import torch
 from PIL import features
+from safetensors.torch import save_file
 
 import fiqa_fast
-from bench_gallery import jpegs, write_record, write_tar
+from bench_gallery import jpegs, load, write_record, write_tar
 from fiqa_fast import figures
+from fiqa_fast.cores import cores
 from fiqa_fast.gallery.store import state_folder
 
 WRITERS: dict[str, Callable[[Path, list[bytes], int], None]] = {
@@ -103,6 +113,54 @@ class Watch:
         }
 
 
+# Prints images/s and core-seconds per image of the model, and core-seconds of decoding.
+_MODEL_ALONE = """
+import sys, time
+import torch, fiqa_fast
+from fiqa_fast.reading import Reading
+from bench_gallery import jpegs
+exit_block, batch = int(sys.argv[1]), 32  # as a run takes them
+model = fiqa_fast.load_model(*sys.argv[2:])
+scorer, reading = fiqa_fast.Scorer(model, exit=exit_block), Reading(model.config.img_size)
+images = jpegs()
+pixels = torch.stack([torch.from_numpy(reading(image).planes) for image in images])
+pixels = pixels.repeat(-(-batch // len(pixels)), 1, 1, 1)[:batch]
+for _ in range(20):
+    scorer(pixels)
+calls, start, busy = 0, time.perf_counter(), time.process_time()
+while time.perf_counter() - start < 15:
+    scorer(pixels)
+    calls += 1
+rate = batch * calls / (time.perf_counter() - start)
+model_core = (time.process_time() - busy) / batch / calls
+busy = time.process_time()
+for _ in range(500):
+    for image in images:
+        reading(image)
+print(rate, model_core, (time.process_time() - busy) / 500 / len(images))
+"""
+
+
+def model_alone(exit_block: str, model: list[str]) -> dict[str, float]:
+    """Return the model's own speed; ``model`` is what load_model takes."""
+    command = [sys.executable, "-c", _MODEL_ALONE, exit_block, *model]
+    paths = os.pathsep.join(path for path in sys.path if path.endswith("benchmarks"))
+    printed = subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tempfile.gettempdir(),
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    rate, model, decode = map(float, printed.stdout.split())
+    return {
+        "images/s": round(rate, 1),
+        "core ms per image": round(1000 * model, 4),
+        "decode core ms per image": round(1000 * decode, 4),
+    }
+
+
 def _resident(process: psutil.Process) -> int:
     total = 0
     with suppress(psutil.NoSuchProcess):
@@ -138,6 +196,15 @@ def soak(name: str, images: int, options: list[str], folder: Path) -> dict[str, 
     }
 
 
+def model_arguments(name: str, folder: Path) -> list[str]:
+    """Return what load_model takes for a model: vit_s has random weights."""
+    if name == "starter":
+        return [name]
+    path = folder / f"{name}.safetensors"
+    save_file(load(name).state_dict(), path)
+    return [str(path), f"arcface_{name}"]
+
+
 def draw(found: dict[str, Any], path: Path) -> None:
     """Draw memory over images scored."""
     figure = figures.new_figure(6.4, 3.6)
@@ -159,6 +226,7 @@ def main() -> None:
     """Soak each source, draw, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--model", choices=["starter", "vit_s"], default="starter")
     parser.add_argument("--exit", default="8")
     parser.add_argument("--sources", nargs="+", choices=list(WRITERS), default=list(WRITERS))
     parser.add_argument("--folder", type=Path, help="where the containers go for the time")
@@ -167,6 +235,7 @@ def main() -> None:
     options, rest = parser.parse_known_args()
     found: dict[str, Any] = {
         "images": options.images,
+        "model": options.model,
         "exit": options.exit,
         "threads": torch.get_num_threads(),
         "processor": torch.backends.cpu.get_cpu_capability(),
@@ -175,9 +244,24 @@ def main() -> None:
         "sources": {},
     }
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        model = model_arguments(options.model, Path(folder))
+        flags = [
+            text
+            for pair in zip(("--model", "--architecture"), model, strict=False)
+            for text in pair
+        ]
+        alone = [model_alone(options.exit, model)]
         for name in options.sources:
-            command = ["--exit", options.exit, *rest]
-            found["sources"][name] = soak(name, options.images, command, Path(folder))
+            command = [*flags, "--exit", options.exit, *rest]
+            measured = soak(name, options.images, command, Path(folder))
+            alone.append(model_alone(options.exit, model))
+            near = statistics.mean(one["images/s"] for one in alone[-2:])
+            measured["of model"] = round(measured["images/s"] / near, 3)
+            found["sources"][name] = measured
+    scoring = statistics.mean(one["core ms per image"] for one in alone)
+    decode = statistics.mean(one["decode core ms per image"] for one in alone)
+    found["model alone"] = alone
+    found["bound"] = round(min(1.0, scoring / found["threads"] * cores() / (scoring + decode)), 3)
     shown = {name: {k: v for k, v in s.items() if k != "samples"} for name, s in
              found["sources"].items()}  # fmt: skip
     print(json.dumps({**found, "sources": shown}, indent=1))
