@@ -190,7 +190,7 @@ def soaked(measured: dict[str, Figures]) -> str:
             rows.append(
                 [
                     f"{_MODELS[found['model']]}, exit {found['exit']}",
-                    f".{name}",
+                    f"{found['images']:,} of .{name}",
                     *(f"{mib:,.1f}" for mib in memory),
                     f"{source['MiB per 100,000 images']:+.1f}",
                     f"{source['images/s']:,.0f}",
@@ -199,14 +199,13 @@ def soaked(measured: dict[str, Figures]) -> str:
                     source["busy"],
                 ]
             )
-    header = ["model", "source", "MiB when warm", "MiB at most", "MiB per 100,000", "images/s"]
+    header = ["model", "crops", "MiB when warm", "MiB at most", "MiB per 100,000", "images/s"]
     return "\n\n".join(
         [
             markdown([*header, "of model", "bound", "busy"], rows),
             filled(
-                f"""{soaks[0]["images"]:,} crops each, {soaks[0]["threads"]} threads,
-                {soaks[0]["processor"]} with AMX. "Of model" is over the speed of the model alone
-                before and after."""
+                f"""{soaks[0]["threads"]} threads, {soaks[0]["processor"]} with AMX. "Of model" is
+                over the speed of the model alone before and after."""
             ),
         ]
     )

@@ -39,7 +39,7 @@ class Decoded:
 
 
 class DecodeAhead:
-    """The images of ``items`` as ``reading`` gives them, decoded at most ``window`` tasks ahead.
+    """The images of ``items`` as ``reading`` gives them, decoded two batches, or a turn, ahead.
 
     Where the source of the items fails, the images end there, and ``failure`` is why: what came
     before it is not lost.
