@@ -17,16 +17,16 @@ from fiqa_fast.image_limits import check_pixels, check_scans, room_for
 __all__ = ["decode_plain"]
 
 _START = b"\xff\xd8\xff"
-_EXIF = b"Exif\0"  # may turn the image
+_TURNING = (b"Exif\0", b"tiff:Orientation")  # what may turn the image: EXIF and XMP
 
 
 def decode_plain(data: bytes) -> npt.NDArray[np.uint8] | None:
-    """Decode a grey or YCbCr JPEG of 8 bits without EXIF to RGB, uint8 [H, W, 3].
+    """Decode a grey or YCbCr JPEG of 8 bits that nothing turns to RGB, uint8 [H, W, 3].
 
     Returns None for everything else, and for what libjpeg-turbo warns of. Raises
     :class:`fiqa_fast.ImageError` where the image asks for too much, before any pixel is decoded.
     """
-    if not data.startswith(_START) or _EXIF in data:
+    if not data.startswith(_START) or any(mark in data for mark in _TURNING):
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)

@@ -65,10 +65,12 @@ def test_grey_restarts_and_comments_are_as_pillow_decodes_them() -> None:
         np.testing.assert_array_equal(pixels, by_pillow(data))
 
 
-def turned() -> bytes:
+def turned() -> list[bytes]:
+    """By EXIF and by either form of XMP."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    return jpeg("RGB", 24, 36, exif=exif)
+    notes = (b"<tiff:Orientation>6</tiff:Orientation>", b'<a tiff:Orientation="6"/>')
+    return [jpeg("RGB", 24, 36, exif=exif), *(jpeg("RGB", 24, 36, xmp=xmp) for xmp in notes)]
 
 
 def test_what_is_not_plain_is_left_to_pillow() -> None:
@@ -81,13 +83,14 @@ def test_what_is_not_plain_is_left_to_pillow() -> None:
         png.getvalue(),
         jpeg("CMYK", 20, 20),
         jpeg("RGB", 20, 20, keep_rgb=True),
-        turned(),
+        *turned(),
         whole[: len(whole) // 2],
         whole[:-2],  # the end is missing
         whole[:-2] + b"no",
     ):
         assert decode_plain(data) is None
-    assert images.decode(turned()).shape == (36, 24, 3)
+    for data in turned():
+        assert images.decode(data).shape == (36, 24, 3)
 
 
 def test_limits_come_before_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
