@@ -162,8 +162,7 @@ def simulated(measured: dict[str, Figures]) -> str:
         {found["rows scored again"]:,} of them again. Read as one dataset: {found["rows"]:,} rows
         of {found["rows wanted"]:,} wanted, {found["rows missing"]} missing, {found["rows twice"]}
         twice, {found["rows of other values"]} with other values, {found["files left over"]} files
-        left over: {"exactly once" if good else "NOT exactly once"}. It took
-        {found["seconds"]:.0f} s."""
+        left over: {"exactly once" if good else "NOT exactly once"}."""
     )
 
 
