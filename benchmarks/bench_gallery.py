@@ -49,6 +49,12 @@ class Nowhere:
     def abort(self) -> None: ...
 
 
+def processor() -> str:
+    """What this machine computes with."""
+    amx = " with AMX" if torch.cpu._is_amx_tile_supported() else ""
+    return torch.backends.cpu.get_cpu_capability() + amx
+
+
 def jpegs() -> list[bytes]:
     """The crops as JPEGs of about the size that training sets store."""
     encoded = []
@@ -158,6 +164,7 @@ def measure(name: str, threads: int, options: argparse.Namespace, folder: Path) 
         "model": name,
         "device": scorer.device.type,
         "dtype": str(scorer.dtype).removeprefix("torch."),
+        "processor": processor(),
         "cores": cores(),
         "threads": threads,
         "workers": workers,

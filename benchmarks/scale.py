@@ -203,8 +203,8 @@ def soaked(measured: dict[str, Figures]) -> str:
         [
             markdown([*header, "of model", "bound", "busy"], rows),
             filled(
-                f"""{soaks[0]["threads"]} threads, {soaks[0]["processor"]} with AMX. "Of model" is
-                over the speed of the model alone before and after."""
+                f"""{soaks[0]["threads"]} threads, {soaks[0]["processor"]}. "Of model" is over the
+                speed of the model alone before and after."""
             ),
         ]
     )

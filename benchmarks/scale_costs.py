@@ -24,7 +24,7 @@ import pyarrow
 import torch
 
 import fiqa_fast
-from bench_gallery import Nowhere, jpegs, load, write_record
+from bench_gallery import Nowhere, jpegs, load, processor, write_record
 from fiqa_fast.gallery import Item, Rows, fills_the_cores, open_sources, run
 from fiqa_fast.gallery.sinks import plan_output
 from fiqa_fast.gallery.store import Store
@@ -149,8 +149,7 @@ def measure(count: int) -> dict[str, Any]:
             "start": start(Path(folder)),
             "bytes of a crop": sum(sizes) / len(sizes),
             "threads": torch.get_num_threads(),
-            "processor": torch.backends.cpu.get_cpu_capability()
-            + (" with AMX" if torch.cpu._is_amx_tile_supported() else ""),
+            "processor": processor(),
             "versions": {
                 "fiqa_fast": fiqa_fast.__version__,
                 "torch": torch.__version__.split("+")[0],

@@ -39,7 +39,7 @@ from PIL import features
 from safetensors.torch import save_file
 
 import fiqa_fast
-from bench_gallery import jpegs, load, write_record, write_tar
+from bench_gallery import jpegs, load, processor, write_record, write_tar
 from fiqa_fast import figures
 from fiqa_fast.cores import cores
 from fiqa_fast.gallery.store import state_folder
@@ -144,14 +144,13 @@ print(rate, model_core, (time.process_time() - busy) / 500 / len(images))
 def model_alone(exit_block: str, model: list[str]) -> dict[str, float]:
     """Return the model's own speed; ``model`` is what load_model takes."""
     command = [sys.executable, "-c", _MODEL_ALONE, exit_block, *model]
-    paths = os.pathsep.join(path for path in sys.path if path.endswith("benchmarks"))
     printed = subprocess.run(
         command,
         check=True,
         capture_output=True,
         text=True,
         cwd=tempfile.gettempdir(),
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent)},
     )
     rate, model, decode = map(float, printed.stdout.split())
     return {
@@ -238,7 +237,7 @@ def main() -> None:
         "model": options.model,
         "exit": options.exit,
         "threads": torch.get_num_threads(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor(),
         "jpeg": "libjpeg-turbo" if features.check_feature("libjpeg_turbo") else "libjpeg",
         "fiqa_fast": fiqa_fast.__version__,
         "sources": {},

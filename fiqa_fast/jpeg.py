@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plain JPEGs, which most crops are, straight through libjpeg-turbo.
 
-Pillow decodes them by the same library, to the same bits, but takes twice the time around it and
-keeps the interpreter for a good part of that, so that threads do not help. Whatever is not plain
-and whole is left to it: it decides what an image is, and says what is wrong with one.
+Pillow decodes them by the same library, to the same bits, but takes almost as long again around it
+and keeps the interpreter meanwhile, so that threads help less. Whatever is not plain and whole is
+left to it: it decides what an image is, and says what is wrong with one.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fiqa_fast.gallery import Item, Rows, ScoringError, run, turns
+from fiqa_fast.gallery import Item, Rows, ScoringError, run, runner, turns
 from fiqa_fast.gallery.turns import Turns, fills_the_cores
 from fiqa_fast.images import Fitted
 from fiqa_fast.reading import Reading
@@ -177,6 +178,23 @@ def test_who_fills_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not fills_the_cores(torch.device("cuda"), 2)
     finally:
         torch.set_num_threads(asked)
+
+
+@pytest.mark.parametrize(("there", "turns_taken"), [(1, True), (10_000, False)])
+def test_the_command_takes_turns_where_no_core_is_free(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int, turns_taken: bool
+) -> None:
+    taken: list[Turns] = []
+
+    def taking() -> Turns:
+        taken.append(Turns())
+        return taken[-1]
+
+    monkeypatch.setattr(turns, "cores", lambda: there)
+    monkeypatch.setattr(runner, "Turns", taking)
+    (tmp_path / "a.png").write_bytes(PNG)
+    assert cli("score", tmp_path, "-o", tmp_path / "out.csv", "--exit", 1).status == 0
+    assert bool(taken) == turns_taken
 
 
 def test_scores_are_the_same_either_way() -> None:

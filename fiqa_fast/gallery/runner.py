@@ -5,8 +5,9 @@
 
 The number of images between the two ends is bounded, and that of the bytes which a stream has
 handed over, so memory does not grow with the gallery.
-Pillow and torch release the interpreter while they work, so decoding, scoring and writing
-overlap. The calling thread only waits, packs and writes; an interrupt reaches it at once.
+What decodes and torch release the interpreter while they work, so decoding, scoring and writing
+overlap; where the scorer keeps all cores busy, decoding and scoring take turns (:mod:`.turns`).
+The calling thread only waits, packs and writes; an interrupt reaches it at once.
 """
 
 from __future__ import annotations
