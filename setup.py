@@ -53,6 +53,12 @@ X86_ISA_FLAGS = {
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
     ],
 }
+# The CPU engine has two levels more.
+ENGINE_ISA_FLAGS = {
+    **X86_ISA_FLAGS,
+    "avx512_bf16": [*X86_ISA_FLAGS["avx512"], "-mavx512bf16"],
+    "amx": [*X86_ISA_FLAGS["avx512"], "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+}
 # As KERNEL_FLAGS, for the same reason.
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false"]
 # Ampere to Blackwell, each with machine code and PTX of its own: PTX can be tested without a GPU.
@@ -195,6 +201,7 @@ class Build:
         self.pybind_flags = ["-isystem", pybind11.get_include()]
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         self.isa_flags = X86_ISA_FLAGS if x86 else {"baseline": []}
+        self.engine_isa_flags = ENGINE_ISA_FLAGS if x86 else {"baseline": []}
 
         environment = os.environ.get("CXXFLAGS", "")
         self.ninja.rule(
@@ -221,14 +228,24 @@ class Build:
     def compile(self, source: str, flags: list[str], suffix: str = "") -> str:
         return self.ninja.edge(BUILD / f"{source}{suffix}.o", "cxx", [source], flags)
 
+    def compile_levels(self, source: str, levels: dict[str, list[str]]) -> list[str]:
+        return [
+            self.compile(source, [f"-DFIQA_FAST_ISA={isa}", *KERNEL_FLAGS, *flags], f".{isa}")
+            for isa, flags in levels.items()
+        ]
+
     def cpu_kernels(self) -> list[str]:
         objects = [self.compile(source, KERNEL_FLAGS) for source in PLAIN_KERNEL_SOURCES]
         for source in sources("csrc/kernels/cpu/*.cpp"):
-            if source in PLAIN_KERNEL_SOURCES:
-                continue
-            for isa, isa_flags in self.isa_flags.items():
-                flags = [f"-DFIQA_FAST_ISA={isa}", *KERNEL_FLAGS, *isa_flags]
-                objects.append(self.compile(source, flags, f".{isa}"))
+            if source not in PLAIN_KERNEL_SOURCES:
+                objects += self.compile_levels(source, self.isa_flags)
+        return objects
+
+    def engine(self) -> list[str]:
+        objects = self.compile_levels("csrc/engine/level.cpp", self.engine_isa_flags)
+        for source in sources("csrc/engine/*.cpp"):
+            if source != "csrc/engine/level.cpp":
+                objects.append(self.compile(source, []))
         return objects
 
     def libtorch(self) -> list[str]:
@@ -263,8 +280,10 @@ class Build:
     def runtime_library(self) -> str:
         flags = [*self.python_flags, *self.pybind_flags, f"-I{BUILD}"]
         objects = [self.compile(source, flags) for source in sources("csrc/runtime/*.cpp")]
-        # The same object as in _C; it holds no state that the libraries would have to share.
-        objects.append(str(BUILD / "csrc/kernels/cpu/cpu_features.cpp.o"))
+        objects += self.engine()
+        # The same objects as in _C. Of their state the one to go by is _C's: the level that was
+        # chosen there is handed to the engine by name.
+        objects += [str(BUILD / f"{source}.o") for source in PLAIN_KERNEL_SOURCES]
         return self.ninja.edge(BUILD / "_runtime.so", "link", objects, [])
 
     def build_info_header(self) -> str:

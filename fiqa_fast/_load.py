@@ -2,8 +2,8 @@
 """Loads the compiled libraries, once, and keeps the reason where one was not loaded.
 
 `_C` (schemas and CPU) is required. `_C_cuda` is loaded where it was built and torch has CUDA. The
-environment variable FIQA_FAST_ISA=baseline|avx2|avx512 forces a level of the CPU kernels; it is
-read here, when the package is imported, and nowhere else.
+environment variable FIQA_FAST_ISA=baseline|avx2|avx512|avx512_bf16|amx forces a level of the CPU
+kernels and of the CPU engine; it is read here, when the package is imported, and nowhere else.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ def cuda_status() -> CudaStatus:
 
 
 def isa() -> str:
-    """The active instruction set level of the CPU kernels: baseline, avx2 or avx512."""
+    """The active instruction set level: baseline, avx2, avx512, avx512_bf16 or amx.
+
+    To the operators' kernels the last two are avx512; what they add is for the engine.
+    """
     return _C.isa()
 
 
@@ -72,7 +75,7 @@ def supported_isas() -> list[str]:
 
 
 def set_isa(level: str) -> None:
-    """Choose the level of the CPU kernels, for the whole process.
+    """Choose the level of the CPU kernels, for the whole process; scorers that exist keep theirs.
 
     Raises:
         ValueError: the level is unknown or this processor does not support it.

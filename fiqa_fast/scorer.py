@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .engine.eager import EagerEngine
+from .engine import ENGINES, make_engine
+from .engine.engine import Engine
 from .errors import ImageError
 from .hardware import FLOAT32_PRECISIONS, resolve_device, resolve_dtype
 from .images import load_image, resize
@@ -104,6 +105,8 @@ class Scorer:
         tokens: of attn-fiqa: ``"patch"`` leaves a model's quality token out, ``"all"`` does not.
         exit: 1..depth, the last by default. attn-fiqa: the block whose logits count, for which
             blocks 1..exit-1 run; ex-fiqa: the block after which the head is applied.
+        engine: what runs the blocks: ``"native"`` (our own kernels, on a CPU, in float32 or
+            bfloat16), ``"eager"`` (torch's operators), or ``"auto"``: native where it can be.
         fusion: of attn-fiqa and ex-fiqa: ``"uniform"`` or ``"depth"`` (weights proportional to
             depth) over the exits 1..``exit``.
 
@@ -131,6 +134,7 @@ class Scorer:
         tokens: str = "patch",
         exit: int | None = None,
         fusion: str | None = None,
+        engine: str = "auto",
     ) -> None:
         if not isinstance(model, FaceViT):
             raise ValueError(
@@ -142,6 +146,7 @@ class Scorer:
         check_name("float32_precision", float32_precision, FLOAT32_PRECISIONS)
         check_name("reduction", reduction, REDUCTIONS)
         check_name("tokens", tokens, TOKENS)
+        check_name("engine", engine, ENGINES)
         if fusion is not None:
             check_name("fusion", fusion, FUSIONS, " or none")
         self.method = method
@@ -159,12 +164,14 @@ class Scorer:
         # On a worker, as all torch work here: see fiqa_fast.workers.
         self._state_sha256 = run_alone(lambda: state_dict_sha256(model))
         self.gauge = _resolve_gauge(gauge, model, self._state_sha256, self._has_a_mean_over_heads())
-        self._engine = run_alone(lambda: self._build(model))
+        self._engine = run_alone(lambda: self._build(model, engine))
+        self.engine = self._engine.name
 
-    def _build(self, model: FaceViT) -> EagerEngine:
+    def _build(self, model: FaceViT, engine: str) -> Engine:
         attention = self.method == "attn-fiqa"
         quality = self._attn_fiqa(model) if attention else self._vit_fiqa(model)
-        return EagerEngine(
+        return make_engine(
+            engine,
             model,
             quality,
             embedding="embedding" in self.outputs,
@@ -270,7 +277,7 @@ class Scorer:
             "dtype": str(self.dtype).removeprefix("torch."),
             "float32_precision": self.float32_precision,
             "device": self.device.type,
-            "engine": "eager",
+            "engine": self.engine,
         }
 
 

@@ -66,6 +66,15 @@ def run_alone(work: Callable[[], T]) -> T:
     return _submit(work, 1)[0].result()
 
 
+def help_with(work: Callable[[], object], helpers: int) -> None:
+    """Let up to ``helpers`` idle workers call ``work`` as well, sooner or later; nobody waits.
+
+    For work that its caller completes alone where nobody comes, and that is then nothing to do.
+    """
+    if helpers > 0:
+        _submit(work, helpers)
+
+
 def _submit(work: Callable[[], T], times: int) -> list[Future[T]]:
     global _pool, _size
     with _lock:  # held while submitting, so that no pool is put away in between

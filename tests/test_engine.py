@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fiqa_fast import FaceViT, Scorer, ViTConfig, load_model, reference
-from fiqa_fast.engine.eager import CPU_GROUP_TOKENS, SLICE, TILE_ROWS, cpu_group
+from fiqa_fast.engine.eager import CPU_GROUP_TOKENS, TILE_ROWS, cpu_group
+from fiqa_fast.engine.engine import SLICE
 from fiqa_fast.engine.published import published_scores
 from fiqa_fast.hardware import float32_arithmetic, resolve_dtype
 from fiqa_fast.models.casting import round_keeping_row_sums

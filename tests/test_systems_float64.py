@@ -45,7 +45,17 @@ SHAPES = {
 WITH_HEAD = [name for name, shape in SHAPES.items() if shape.head is not None]
 
 
-every_model = pytest.mark.parametrize("case", SHAPES, indirect=True)
+# All in our kernels; torch's operators are for what those leave to them.
+CASES = [(name, "native") for name in SHAPES]
+CASES += [(name, "eager") for name in ("remainder_bias", "one_head", "token", "crfiqa", "full")]
+
+
+def cases(names: list[str]) -> pytest.MarkDecorator:
+    chosen = [case for case in CASES if case[0] in names]
+    return pytest.mark.parametrize("case", chosen, indirect=True, ids="-".join)
+
+
+every_model = cases(list(SHAPES))
 
 
 class Case(NamedTuple):
@@ -53,9 +63,15 @@ class Case(NamedTuple):
     model: FaceViT
     images: torch.Tensor
     reference: Float64ViT
+    engine: str = "native"
 
     def run(self, method: str, outputs: tuple[str, ...], **options: Any) -> Any:
-        settings = {"dtype": "float32", "device": "cpu", **options}
+        settings = {
+            "dtype": "float32",
+            "device": "cpu",
+            "engine": self.engine,
+            **options,
+        }
         return Scorer(self.model, method, outputs, **settings)(self.images)
 
     @property
@@ -92,8 +108,10 @@ def make_case(shape: Shape, seed: int, path: Path, strain: Callable[[State], Non
 @pytest.fixture(scope="module")
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     path = tmp_path_factory.mktemp("model") / "model.pt"
-    seed = zlib.crc32(request.param.encode())
-    return make_case(SHAPES[request.param], seed, path, lambda state: None)
+    name, engine = request.param
+    seed = zlib.crc32(name.encode())
+    case = make_case(SHAPES[name], seed, path, lambda state: None)
+    return case._replace(engine=engine)
 
 
 def check(got: torch.Tensor | None, want: np.ndarray, unit: float | None = None) -> None:
@@ -155,7 +173,7 @@ def test_fused_reductions(case: Case, reduction: str) -> None:
         check(case.run("attn-fiqa", ("score",), **run).score, fused(exits, fusion))
 
 
-@pytest.mark.parametrize("case", WITH_HEAD, indirect=True)
+@cases(WITH_HEAD)
 @pytest.mark.parametrize("more", [(), ("exit_scores",), ("embedding",)])
 def test_every_exit_and_fusion_of_the_quality_head(case: Case, more: tuple[str, ...]) -> None:
     exits = case.reference.exit_scores

@@ -77,7 +77,8 @@ def test_exits_and_fusions(fixture: Fixture, outputs: tuple[str, ...]) -> None:
 def test_an_exit_runs_no_further_block(fixture: Fixture) -> None:
     for exit, fusion in ((4, None), (4, "depth")):
         ran: list[int] = []
-        scorer = Scorer(fixture.model, "ex-fiqa", dtype="float32", exit=exit, fusion=fusion)
+        options: dict[str, Any] = {"dtype": "float32", "exit": exit, "fusion": fusion}
+        scorer = Scorer(fixture.model, "ex-fiqa", engine="eager", **options)
         for number, block in enumerate(scorer._engine.vit.blocks, 1):
             if isinstance(block, Block):  # others were not kept
                 block.mlp.register_forward_hook(lambda *_, n=number, ran=ran: ran.append(n))
@@ -85,6 +86,8 @@ def test_an_exit_runs_no_further_block(fixture: Fixture) -> None:
         # The T variant computes its last block for the quality token alone, elsewhere.
         last = exit - 1 if fixture.model.config.quality_head == "token" else exit
         assert ran == list(range(1, last + 1))
+        native = Scorer(fixture.model, "ex-fiqa", engine="native", **options)._engine
+        assert native.last_stage == native.network.depth == last
 
 
 def test_attn_fiqa_leaves_the_quality_token_out(fixture: Fixture) -> None:

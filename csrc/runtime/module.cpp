@@ -8,6 +8,7 @@
 #include "build_info.h"  // written by setup.py
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/isa.h"
+#include "runtime/engine.h"
 
 namespace py = pybind11;
 
@@ -46,10 +47,11 @@ py::dict cpu_features() {
 }  // namespace
 
 PYBIND11_MODULE(_runtime, m) {
-  m.doc() = "Build information and processor features.";
+  m.doc() = "Build information, processor features and the CPU engine.";
   m.def(
       "build_info", &build_info,
       "compiler, torch (built against), cuda (toolkit version, or why there is none), cuda_archs, "
       "isa_levels");
   m.def("cpu_features", &cpu_features, "What this processor and operating system support.");
+  fiqa_fast::bind_engine(m);
 }

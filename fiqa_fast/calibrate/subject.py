@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..engine.eager import EagerEngine
+from ..engine import make_engine
 from ..hardware import resolve_device, resolve_dtype
 from ..models.gauge import state_dict_sha256
 from ..models.vit import FaceViT
@@ -67,8 +67,13 @@ class FaceViTSubject:
             "dtype": str(kind).removeprefix("torch."),
         }
         self._engine = run_alone(
-            lambda: EagerEngine(
-                model, PooledAttention(model, place), embedding=True, device=place, dtype=kind
+            lambda: make_engine(
+                "auto",
+                model,
+                PooledAttention(model, place),
+                embedding=True,
+                device=place,
+                dtype=kind,
             )
         )
 

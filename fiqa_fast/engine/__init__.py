@@ -1,2 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines run the blocks of a ViT and show the residual stream to a quality method."""
+"""What takes images through the blocks: our own kernels on a CPU, torch's operators anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..models.vit import FaceViT
+from ..quality.method import QualityMethod
+from . import native
+from .eager import EagerEngine
+from .engine import Engine
+from .native import NativeEngine
+
+ENGINES = ("auto", "native", "eager")
+
+
+def make_engine(
+    name: str,
+    vit: FaceViT,
+    method: QualityMethod,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    **options: Any,
+) -> Engine:
+    """The engine of that name; ``auto`` is the native one wherever it can be.
+
+    Raises:
+        ValueError: ``native`` was asked for, and cannot run this model on this device.
+    """
+    against = native.reason_against(vit, device, dtype)
+    if name == "native" and against:
+        raise ValueError(f'engine="native" cannot be had: {against}; use "auto" or "eager"')
+    kind = EagerEngine if name == "eager" or against else NativeEngine
+    return kind(vit, method, device=device, dtype=dtype, **options)

@@ -1,32 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The eager engine: torch operators, image group by image group.
 
-Results are bitwise independent of batching and threads by construction: images go through the
-blocks in groups of one fixed shape, the last one padded, and on the CPU each group is computed by
-one thread (see :mod:`fiqa_fast.workers`); what is left of an image behind the blocks is a row of
-its own in operators that never mix rows. Block products run in the chosen dtype; patch
-embedding, residual stream, norms and everything a quality method computes are float32.
+Groups have one fixed shape, the last one is padded, and on the CPU each is computed by one thread.
+Block products run in the chosen dtype; patch embedding, residual stream, norms and everything a
+quality method computes are float32.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..hardware import FLOAT32_PRECISIONS, float32_arithmetic
-from ..models.casting import cast_linear, drop_key_biases
 from ..models.packed import can_pack, pack
-from ..models.rows import EmbeddingHead
 from ..models.vit import FaceViT
 from ..quality.method import Norm, QualityMethod, Tap, Values
-from ..workers import run_all, run_alone
-
-T = TypeVar("T")
+from .engine import Engine, Observed
 
 # Images per group on a GPU: enough to fill one with a small ViT, small enough that padding a
 # short batch wastes little.
@@ -36,8 +26,6 @@ CUDA_GROUP = 64
 # alone, so that a single image does not pay for a group of them.
 CPU_GROUP_TOKENS = 512
 CPU_ALONE_TOKENS = 128
-# Images whose rows are kept at a time: for an embedding, all of an image's tokens.
-SLICE = 256
 # Rows of a product that are computed together, by the widest of the CPU's matrix instructions.
 TILE_ROWS = 16
 
@@ -82,19 +70,10 @@ class AddNorm:
         return x, y, {"dot": dot} if self.has_dot else {}
 
 
-@dataclasses.dataclass
-class Observed:
-    """What is left of some images behind the blocks."""
+class EagerEngine(Engine):
+    """torch's operators, on any device."""
 
-    stages: dict[int, Values]
-    embedding_rows: Tensor | None
-
-
-class EagerEngine:
-    """Runs ``vit`` for ``method``; with ``embedding`` also the whole model's embedding.
-
-    Only the blocks that the method's stages (or the embedding) need are computed.
-    """
+    name = "eager"
 
     def __init__(
         self,
@@ -106,10 +85,14 @@ class EagerEngine:
         dtype: torch.dtype,
         float32_precision: str = "highest",
     ) -> None:
-        self.method, self.device, self.dtype = method, device, dtype
-        self.head = EmbeddingHead(vit, device, dtype) if embedding else None
-        self.last_stage = vit.config.depth if embedding else max(method.stages)
-        self.vit = _prepared(vit, self.last_stage, device, dtype)
+        super().__init__(
+            vit,
+            method,
+            embedding=embedding,
+            device=device,
+            dtype=dtype,
+            float32_precision=float32_precision,
+        )
         tokens = vit.config.num_tokens
         on_cpu = device.type == "cpu"
         self.group = cpu_group(tokens) if on_cpu else CUDA_GROUP
@@ -129,46 +112,12 @@ class EagerEngine:
         self.positions = positions.expand(self.group, -1, -1)
         if on_cpu and can_pack(dtype):
             pack(self.vit, self.group)
-        self.float32_mode = FLOAT32_PRECISIONS[float32_precision]
 
-    def run(self, images: Tensor) -> Values:
-        """uint8 RGB [B, 3, S, S], or normalised float32, to results by output name, on the CPU."""
-        if len(images) == 0:  # shapes come from the one place that knows them
-            one = self.run(images.new_zeros(1, *images.shape[1:]))
-            return {name: t[:0] for name, t in one.items()}
-        results: list[Values] = []
-        with float32_arithmetic(self.float32_mode, self.device.type):
-            for part in images.split(SLICE):
-                results += self._run_slice(part)
-        joined = run_alone(lambda: _joined(results))
-        return {name: tensor.cpu() for name, tensor in joined.items()}
+    def split(self, images: Tensor) -> Sequence[Tensor]:
+        groups: Sequence[Tensor] = images.split(self.group)
+        return groups
 
-    def _run_slice(self, images: Tensor) -> list[Values]:
-        groups = images.split(self.group)
-        observed = self._each(lambda number: self._observe(groups[number]), len(groups))
-        # As many shares as there are threads: each reads all weights behind the blocks.
-        shares = min(torch.get_num_threads(), len(groups)) if self.device.type == "cpu" else 1
-        bounds = [len(groups) * number // shares for number in range(shares + 1)]
-        return self._each(
-            lambda number: self._finish(observed[bounds[number] : bounds[number + 1]]), shares
-        )
-
-    def _each(self, task: Callable[[int], T], count: int) -> list[T]:
-        results: dict[int, T] = {}
-
-        def keep(number: int) -> None:
-            results[number] = task(number)
-
-        if self.device.type == "cpu":
-            run_all(keep, count)
-        else:
-            with torch.autocast(self.device.type, enabled=False):
-                for number in range(count):
-                    keep(number)
-        return [results[number] for number in range(count)]
-
-    @torch.inference_mode()
-    def _observe(self, images: Tensor) -> Observed:
+    def observe(self, images: Tensor, threads: int) -> Observed:
         count = len(images)
         # Asynchronously to a GPU only: a CPU thread would read pixels before they arrive.
         images = images.to(self.device, non_blocking=self.device.type == "cuda")
@@ -200,17 +149,6 @@ class EagerEngine:
                 residual = block.mlp(y)
         return x, seen
 
-    @torch.inference_mode()
-    def _finish(self, parts: list[Observed]) -> Values:
-        stages = parts[0].stages
-        results = self.method.finish(
-            {stage: _joined([part.stages[stage] for part in parts]) for stage in stages}
-        )
-        if self.head is not None:
-            rows = [part.embedding_rows for part in parts if part.embedding_rows is not None]
-            results["embedding"] = self.head(torch.cat(rows))
-        return results
-
 
 def _norm(norm: nn.LayerNorm) -> Norm:
     return norm.weight.detach(), norm.bias.detach(), norm.eps
@@ -218,23 +156,3 @@ def _norm(norm: nn.LayerNorm) -> Norm:
 
 def _first(count: int, values: Values) -> Values:
     return {name: value[:count] for name, value in values.items()}
-
-
-def _joined(parts: list[Values]) -> Values:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _prepared(vit: FaceViT, blocks: int, device: torch.device, dtype: torch.dtype) -> FaceViT:
-    """The parts that will run, in evaluation mode on ``device``, linear layers in ``dtype``.
-
-    A copy: neither the caller's later training nor its ``.half()`` reaches a scorer. The memo
-    keeps deepcopy from the rest, which can be most of the weights.
-    """
-    used = set(vit.blocks[:blocks])  # a caller may have put one block in two places
-    idle: list[nn.Module] = [block for block in vit.blocks[blocks:] if block not in used]
-    idle += [vit.norm, vit.feature]
-    memo: dict[int, object] = {id(part): nn.Identity() for part in idle}
-    prepared = copy.deepcopy(vit, memo).to(device, torch.float32).eval().requires_grad_(False)
-    drop_key_biases(prepared)
-    cast_linear(prepared, dtype)
-    return prepared

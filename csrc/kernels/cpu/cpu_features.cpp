@@ -6,6 +6,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace fiqa_fast {
 namespace {
@@ -32,6 +36,16 @@ uint64_t saved_states() {
   return (static_cast<uint64_t>(high) << 32) | low;
 }
 
+// Linux gives a process the tiles' registers only when it asks for them.
+bool tiles_permitted() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 CpuFeatures detect() {
   // Bit positions: Intel SDM volume 2, CPUID, and volume 1, 13.3 (XCR0).
   constexpr uint64_t kYmm = 0x6, kZmm = 0xe6, kTile = 0x60000;
@@ -53,7 +67,7 @@ CpuFeatures detect() {
   f.avx512_bf16 = f.avx512 && bit(leaf7_1.a, 5);
   f.avx512_vnni = f.avx512 && bit(leaf7.c, 11);
   f.avx512_fp16 = f.avx512 && bit(leaf7.d, 23);
-  f.amx_tile = tile && bit(leaf7.d, 24);
+  f.amx_tile = tile && bit(leaf7.d, 24) && tiles_permitted();
   f.amx_bf16 = f.amx_tile && bit(leaf7.d, 22);
   f.amx_int8 = f.amx_tile && bit(leaf7.d, 25);
   return f;

@@ -24,13 +24,18 @@ std::atomic<Isa>& chosen() {
 
 bool isa_supported(Isa isa) {
   const CpuFeatures& cpu = cpu_features();
+  const bool avx2 = cpu.avx2 && cpu.fma && cpu.f16c;
   switch (isa) {
     case Isa::kBaseline:
       return true;
     case Isa::kAvx2:
-      return cpu.avx2 && cpu.fma && cpu.f16c;
+      return avx2;
     case Isa::kAvx512:
-      return cpu.avx2 && cpu.fma && cpu.f16c && cpu.avx512;
+      return avx2 && cpu.avx512;
+    case Isa::kAvx512Bf16:
+      return avx2 && cpu.avx512 && cpu.avx512_bf16;
+    case Isa::kAmx:
+      return avx2 && cpu.avx512 && cpu.avx512_bf16 && cpu.amx_bf16;
   }
   return false;
 }

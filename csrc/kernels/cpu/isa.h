@@ -7,12 +7,12 @@
 
 namespace fiqa_fast {
 
-enum class Isa : int32_t { kBaseline, kAvx2, kAvx512 };
+enum class Isa : int32_t { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512"};
+constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
 // On other processors than x86-64 the baseline is all there is (on AArch64 it has NEON).
 #if defined(__x86_64__)
-constexpr int32_t kIsaCount = 3;
+constexpr int32_t kIsaCount = 5;
 #else
 constexpr int32_t kIsaCount = 1;
 #endif
@@ -26,6 +26,8 @@ const Kernels& pick([[maybe_unused]] const Kernels& baseline, [[maybe_unused]] c
                     [[maybe_unused]] const Kernels& avx512) {
   switch (active_isa()) {
     case Isa::kAvx512:
+    case Isa::kAvx512Bf16:  // these two are the engine's: the operators' products are float32
+    case Isa::kAmx:
       return avx512;
     case Isa::kAvx2:
       return avx2;

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of one head of one image. All keys and values of a head fit the second cache for the
+// sequences of face models, so a softmax is over whole rows and nothing is computed twice.
+#pragma once
+
+#include "engine/layer_norm.h"
+#include "engine/linear.h"
+#include "kernels/cpu/exp.h"
+
+namespace fiqa_fast::FIQA_FAST_ISA {
+
+// Sixteen rows of 64 bytes, those from `count` on taken as zero, to a tile of columns.
+FIQA_FAST_INLINE void turn_tile(const char* rows, int64_t line, int64_t count, char* to) {
+  Vec square[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i)
+    square[i] = i < count ? load(reinterpret_cast<const float*>(rows + i * line)) : broadcast(0);
+  transpose(square);
+  for (int64_t i = 0; i < kLanes; ++i)
+    store(reinterpret_cast<float*>(to + i * kLineBytes), square[i]);
+}
+
+// Sixteen channels of up to kDepth rows to a tile whose columns are the channels; rows from `count`
+// on are zero.
+template <class Number>
+FIQA_FAST_INLINE void interleave_tile(const char* rows, int64_t line, int64_t count, char* to) {
+  for (int64_t w = 0; w < kSide; ++w, to += kLineBytes) {
+    if constexpr (Number::kBytes == 4) {
+      const bool there = w < count;
+      store(reinterpret_cast<float*>(to),
+            there ? load(reinterpret_cast<const float*>(rows + w * line)) : broadcast(0));
+    } else {
+      for (int p = 0; p < kParts; ++p) {
+        Words word = {};
+        for (int64_t half = 0; half < 2; ++half)
+          if (2 * w + half < count) {
+            const char* from = rows + (2 * w + half) * line;
+            word |= __builtin_convertvector(reinterpret_cast<const HalvesAnywhere*>(from)[p], Words)
+                    << static_cast<uint32_t>(16 * half);
+          }
+        reinterpret_cast<Words*>(to)[p] = word;
+      }
+    }
+  }
+}
+
+FIQA_FAST_INLINE float greatest(Vec value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(value.part[0]);
+#else
+  float lanes[kLanes];
+  store(lanes, value);
+  float top = lanes[0];
+  for (int64_t i = 1; i < kLanes; ++i) top = lanes[i] > top ? lanes[i] : top;
+  return top;
+#endif
+}
+
+// The memory that attention() needs, and where its parts are.
+template <class Number>
+struct AttentionScratch {
+  int64_t keys, values, probabilities, logits, bytes;  // offsets
+  int64_t key_steps, logits_stride;
+
+  AttentionScratch(int64_t tokens, int64_t head_dim) {
+    key_steps = steps<Number>(tokens);
+    // Not a power of two: rows of a tile would share their places in the cache.
+    logits_stride = key_steps * Number::kDepth + kSide;
+    keys = 0;
+    values = keys + tiled_bytes<Number>(tokens, head_dim);
+    probabilities = values + tiled_bytes<Number>(head_dim, tokens);
+    logits = probabilities + tiled_bytes<Number>(2 * kSide, tokens);
+    bytes = logits + 2 * kSide * logits_stride * 4;
+  }
+};
+
+// q, k, v: rows of `line` bytes of an image, each of head_dim numbers padded with zeros to whole
+// steps. The result goes to channels channel.. of rows row.. of the tiled left operand `out`.
+template <class Number>
+FIQA_FAST_INLINE void attention(const char* q, const char* k, const char* v, int64_t line,
+                                int64_t part, int64_t tokens, int64_t head_dim, float scale,
+                                char* scratch, char* out, int64_t out_steps, int64_t row,
+                                int64_t channel) {
+  const AttentionScratch<Number> at(tokens, head_dim);
+  const int64_t head_steps = steps<Number>(head_dim), value_tiles = tiles(head_dim);
+  const int64_t key_tiles = tiles(tokens);
+  char *keys = scratch + at.keys, *values = scratch + at.values;
+  char* probabilities = scratch + at.probabilities;
+  float* logits = reinterpret_cast<float*>(scratch + at.logits);
+  const Operand by_key = tiled<Number>(keys, head_steps);
+  const Operand by_value = tiled<Number>(values, at.key_steps);
+  const Operand weights = tiled<Number>(probabilities, at.key_steps);
+  for (int64_t p = 0; p < Number::kParts; ++p) {
+    for (int64_t t = 0; t < key_tiles; ++t)
+      for (int64_t s = 0; s < head_steps; ++s)
+        turn_tile(k + t * kSide * line + s * kLineBytes + p * part, line, tokens - t * kSide,
+                  keys + t * by_key.tile + s * by_key.step + p * kTileBytes);
+    for (int64_t s = 0; s < at.key_steps; ++s)
+      for (int64_t t = 0; t < value_tiles; ++t)
+        interleave_tile<Number>(
+            v + s * Number::kDepth * line + t * kSide * Number::kBytes + p * part, line,
+            tokens - s * Number::kDepth,
+            values + t * by_value.tile + s * by_value.step + p * kTileBytes);
+  }
+  const Vec scales = broadcast(scale);
+  Idle idle;
+  const int64_t last = (tokens - 1) / kLanes * kLanes;
+  const Vec hidden = fill_from(broadcast(0), tokens - last, -__builtin_inff());
+  for (int64_t first = 0; first < tokens; first += 2 * kSide) {
+    const int64_t rows = tokens - first < 2 * kSide ? tokens - first : 2 * kSide;
+    const bool two_rows = rows > kSide;
+    const Operand queries{q + first * line, kSide * line, kLineBytes, line, part};
+    for (int64_t t = 0; t < key_tiles; t += 2)
+      multiply<Number, false>(two_rows, t + 1 < key_tiles, queries, moved(by_key, t), head_steps,
+                              logits + t * kSide, at.logits_stride, idle);
+    float divisors[2 * kSide];
+    for (int64_t r = 0; r < rows; ++r) {
+      float* logit = logits + r * at.logits_stride;
+      store(logit + last, load(logit + last) + hidden);
+      Vec top = load(logit + last);
+      for (int64_t c = 0; c < last; c += kLanes) top = max(top, load(logit + c));
+      const Vec highest = broadcast(greatest(top));
+      Vec all = broadcast(0);
+      for (int64_t c = 0; c < at.key_steps * Number::kDepth; c += kLanes) {
+        Vec weight = broadcast(0);
+        if (c <= last) weight = exp_of_negative((load(logit + c) - highest) * scales);
+        all = all + weight;
+        Number::put(place<Number>(probabilities, at.key_steps, r, c), kTileBytes, weight);
+      }
+      divisors[r] = total(all);
+    }
+    for (int64_t t = 0; t < value_tiles; t += 2) {
+      alignas(64) float sums[32 * 32];
+      const bool two = t + 1 < value_tiles;
+      multiply<Number, false>(two_rows, two, weights, moved(by_value, t), at.key_steps, sums, 32,
+                              idle);
+      for (int64_t r = 0; r < rows; ++r) {
+        const Vec factor = broadcast(1.0f / divisors[r]);
+        for (int64_t c = 0; c < (two ? 32 : 16); c += kLanes)
+          Number::put(place<Number>(out, out_steps, row + first + r, channel + t * kSide + c),
+                      kTileBytes, load(sums + r * 32 + c) * factor);
+      }
+    }
+  }
+}
+
+}  // namespace fiqa_fast::FIQA_FAST_ISA

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine's kernels of one instruction set level, and the table of those of all levels.
+#pragma once
+
+#include <stdint.h>
+
+#include "engine/shape.h"
+#include "engine/team.h"
+#include "kernels/cpu/isa.h"
+
+namespace fiqa_fast {
+
+// What a thread does its part of: blocks [first, last) over the images' tokens, with the patch
+// embedding before them where pixels are given.
+struct EnginePass {
+  const EngineShape* shape;
+  const EngineBlock* blocks;
+  int64_t first, last;
+  int64_t images, max_images;
+  float* x;                  // the residual stream [images * tokens][stride], whole tiles of rows
+  const void* pixels;        // [images][3][S][S], or null
+  const float* byte_values;  // of pixels that are bytes: the float of each; null for floats
+  EngineLinear embedding;    // its bias is what the stream begins at: [tokens][stride]
+  char* shared;              // of this pass
+  Team* team;
+};
+
+// A number format: how weights are packed for it, how much memory it needs, and the work itself.
+struct EngineFormat {
+  int64_t depth;  // channels are padded to a multiple of it
+  int64_t (*packed_bytes)(int64_t columns, int64_t channels);
+  void (*pack)(const float* weight, int64_t columns, int64_t channels, char* to);
+  int64_t (*shared_bytes)(const EngineShape& shape, int64_t images);
+  int64_t (*own_bytes)(const EngineShape& shape, int64_t images);
+  void (*work)(const EnginePass& pass, char* own);
+};
+
+struct EngineKernels {
+  EngineFormat float32, bfloat16;
+  EngineFormat high;  // float32 by split-precision products where that is faster
+};
+
+const EngineKernels& engine_kernels(Isa level);
+
+}  // namespace fiqa_fast

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compiled once per instruction set level.
+#include "engine/block.h"
+#include "engine/embed.h"
+#include "engine/kernels.h"
+
+namespace fiqa_fast::FIQA_FAST_ISA {
+namespace {
+
+#if !defined(__AMX_BF16__)
+struct TileRegisters {};
+#endif
+
+template <class Number>
+int64_t packed_bytes(int64_t columns, int64_t channels) {
+  return tiled_bytes<Number>(columns, channels);
+}
+
+template <class Number>
+void pack(const float* weight, int64_t columns, int64_t channels, char* to) {
+  pack_columns<Number>(weight, columns, channels, to);
+}
+
+// The patches need their memory before the blocks need theirs.
+template <class Number>
+int64_t shared_bytes(const EngineShape& shape, int64_t images) {
+  return Layout<Number>(shape, images).shared_bytes + patch_bytes(shape, images);
+}
+
+template <class Number>
+int64_t own_bytes(const EngineShape& shape, int64_t images) {
+  return Layout<Number>(shape, images).own_bytes + line_bytes(shape);
+}
+
+template <class Number>
+void work(const EnginePass& pass, char* own) {
+  const EngineShape& shape = *pass.shape;
+  const Layout<Number> layout(shape, pass.max_images);
+  Member member(*pass.team);
+  if (pass.pixels != nullptr)
+    embed(member, shape, pass.pixels, pass.byte_values, pass.images, pass.embedding,
+          pass.shared + layout.shared_bytes, own + layout.own_bytes, pass.x);
+  [[maybe_unused]] const TileRegisters registers;
+  for (int64_t number = pass.first; number < pass.last; ++number) {
+    const bool more = number + 1 < pass.last;
+    run_block<Number>(member, shape, pass.blocks[number], pass.x, pass.images, layout, pass.shared,
+                      own, more ? pass.blocks[number + 1].qkv.weight : nullptr);
+  }
+}
+
+template <class Number>
+constexpr EngineFormat format() {
+  return {Number::kDepth,       packed_bytes<Number>, pack<Number>,
+          shared_bytes<Number>, own_bytes<Number>,    work<Number>};
+}
+
+}  // namespace
+
+extern const EngineKernels engine_table;
+const EngineKernels engine_table = {
+    format<Float32>(),
+    format<Bfloat16>(),
+#if defined(__AMX_BF16__)
+    format<SplitFloat32>(),
+#else
+    format<Float32>(),
+#endif
+};
+
+}  // namespace fiqa_fast::FIQA_FAST_ISA

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of whole matrices. Two tiles of columns are a panel, which stays in the first cache
+// while all rows pass it; panels are what threads share.
+#pragma once
+
+#include "engine/multiply.h"
+#include "engine/team.h"
+
+namespace fiqa_fast::FIQA_FAST_ISA {
+
+// A block of up to 32 x 32 sums, rows of 32 floats.
+struct Sums {
+  alignas(64) float data[32 * 32];
+  int64_t row, rows;
+};
+
+// What is done between the steps of a product while the tile unit works: the weights that come next
+// are fetched, and the sums of the product before are finished, row by row.
+template <class Done>
+struct Meanwhile {
+  const char* next;  // of the weights
+  int64_t lines;     // for every step
+  Sums* sums;        // of the product before
+  int64_t finished;  // of its rows
+  int64_t quota;     // of rows for every step
+  const Done& done;
+
+  __attribute__((always_inline)) void finish(int64_t until) {
+    for (; finished < until; ++finished) done(sums->row + finished, sums->data + finished * 32);
+  }
+  __attribute__((always_inline)) void step() {
+    for (int64_t i = 0; i < lines; ++i, next += kLineBytes) __builtin_prefetch(next);
+    const int64_t until = finished + quota;
+    finish(until < sums->rows ? until : sums->rows);
+  }
+};
+
+// How many lines to fetch for every step of a product of so many steps and pairs of rows, so that
+// the next panel, of the same size, is there when this one is done.
+template <class Number>
+FIQA_FAST_INLINE int64_t lines_per_step(const char* next, int64_t row_tiles, int64_t step_count) {
+  if (next == nullptr) return 0;
+  const int64_t bytes = 2 * step_count * Number::kParts * kTileBytes;
+  return parts_of(bytes, parts_of(row_tiles, 2) * step_count * kLineBytes);
+}
+
+// One panel of columns with all rows: done(row, column, width, sums) for each row and up to 32
+// columns. `after` is what will be read next, or null.
+template <class Number, class Done>
+FIQA_FAST_INLINE void product_panel(const Operand& a, int64_t row_tiles, const Operand& b,
+                                    int64_t column_tiles, int64_t step_count, int64_t panel,
+                                    const char* after, Done done) {
+  const int64_t tile = 2 * panel;
+  const bool two = tile + 1 < column_tiles;
+  const Operand columns = moved(b, tile);
+  const char* next = tile + 2 < column_tiles ? moved(b, tile + 2).data : after;
+  const auto row_done = [&](int64_t row, const float* sums) {
+    if (two)
+      done(row, tile * kSide, 32, sums);
+    else
+      done(row, tile * kSide, 16, sums);
+  };
+  Sums sums[2];  // by turns
+  sums[1].rows = 0;
+  Meanwhile<decltype(row_done)> meanwhile{next,
+                                          lines_per_step<Number>(next, row_tiles, step_count),
+                                          &sums[1],
+                                          0,
+                                          parts_of(32, step_count),
+                                          row_done};
+  for (int64_t row = 0, turn = 0; row < row_tiles; row += 2, turn ^= 1) {
+    Sums& now = sums[turn];
+    now.row = row * kSide, now.rows = row + 1 < row_tiles ? 32 : 16;
+    multiply<Number, false>(now.rows == 32, two, moved(a, row), columns, step_count, now.data, 32,
+                            meanwhile);
+    meanwhile.finish(meanwhile.sums->rows);
+    meanwhile.sums = &now, meanwhile.finished = 0;
+  }
+  meanwhile.finish(meanwhile.sums->rows);
+}
+
+template <class Number, class Done>
+FIQA_FAST_INLINE void product(Member& member, const Operand& a, int64_t row_tiles, const Operand& b,
+                              int64_t column_tiles, int64_t step_count, const char* after,
+                              Done done) {
+  member.share(parts_of(column_tiles, 2), [&](int64_t panel) {
+    product_panel<Number>(a, row_tiles, b, column_tiles, step_count, panel, after, done);
+  });
+}
+
+// c += the product; c has rows of `stride` floats.
+template <class Number>
+FIQA_FAST_INLINE void accumulate(Member& member, const Operand& a, int64_t row_tiles,
+                                 const Operand& b, int64_t column_tiles, int64_t step_count,
+                                 const char* after, float* c, int64_t stride) {
+  if constexpr (Number::kAddInPlace) {
+    member.share(parts_of(column_tiles, 2), [&](int64_t panel) {
+      const int64_t tile = 2 * panel;
+      const char* next = tile + 2 < column_tiles ? moved(b, tile + 2).data : after;
+      Sums none;
+      none.rows = 0;
+      const auto nothing = [](int64_t, const float*) {};
+      Meanwhile<decltype(nothing)> meanwhile{
+          next, lines_per_step<Number>(next, row_tiles, step_count), &none, 0, 0, nothing};
+      for (int64_t row = 0; row < row_tiles; row += 2)
+        multiply<Number, true>(row + 1 < row_tiles, tile + 1 < column_tiles, moved(a, row),
+                               moved(b, tile), step_count, c + row * kSide * stride + tile * kSide,
+                               stride, meanwhile);
+    });
+  } else {
+    product<Number>(member, a, row_tiles, b, column_tiles, step_count, after,
+                    [&](int64_t row, int64_t column, int64_t width, const float* sums) {
+                      float* to = c + row * stride + column;
+                      for (int64_t i = 0; i < width; i += kLanes)
+                        store(to + i, load(to + i) + load(sums + i));
+                    });
+  }
+}
+
+}  // namespace fiqa_fast::FIQA_FAST_ISA

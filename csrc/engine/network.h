@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// A network laid out for the engine: its weights packed, and the memory of its passes, which is
+// taken once and used again.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "engine/kernels.h"
+
+namespace fiqa_fast {
+
+// Memory on a cache line's boundary, zero at first. Some padding is never written and has to be
+// zero: garbage there, multiplied by the zeros of padded weights, could still be a NaN.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes);
+  char* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(char* data) const;
+  };
+  std::unique_ptr<char[], Free> data_;
+};
+
+// Memory of one size that goes round.
+class MemoryPool {
+ public:
+  explicit MemoryPool(int64_t bytes) : bytes_(bytes) {}
+  std::unique_ptr<Memory> take();
+  void put_back(std::unique_ptr<Memory> memory);
+
+ private:
+  const int64_t bytes_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Memory>> idle_;
+};
+
+// Tensors as they come, float32 and contiguous. A linear layer's weight is [out, in]; its bias, and
+// a norm's weight and bias, may be null.
+struct NormTensors {
+  const float* weight;
+  const float* bias;
+  float eps;
+};
+struct LinearTensors {
+  const float* weight;
+  const float* bias;
+};
+struct BlockTensors {
+  float scale;  // of the logits
+  NormTensors norm1, norm2;
+  LinearTensors qkv, proj, fc1, fc2;
+};
+
+class Network {
+ public:
+  // `images`: the most that one pass may have. The stream begins at positions [tokens, dim], the
+  // biases and prefix tokens included, plus the product of embedding [dim, 3 P^2] with the patches.
+  Network(const EngineShape& shape, const EngineFormat& format, const EngineFormat& float32,
+          int64_t images, const float* embedding, const float* positions);
+  void add_block(const BlockTensors& tensors);
+
+  const EngineShape& shape() const { return shape_; }
+  int64_t max_images() const { return images_; }
+  int64_t depth() const { return static_cast<int64_t>(blocks_.size()); }
+  int64_t weight_bytes() const { return weight_bytes_; }
+  int64_t shared_bytes() const { return format_.shared_bytes(shape_, images_); }
+  int64_t own_bytes() const { return format_.own_bytes(shape_, images_); }
+
+ private:
+  friend class Pass;
+  const char* keep(int64_t bytes, const void* from);
+  const float* padded(const float* values, int64_t count, int64_t width, float otherwise = 0);
+  const char* packed(const EngineFormat& format, const float* weight, int64_t columns,
+                     int64_t channels);
+  EngineNorm norm(const NormTensors& tensors);
+  EngineLinear qkv(const LinearTensors& tensors);
+  EngineLinear proj(const LinearTensors& tensors);
+
+  const EngineShape shape_;
+  const EngineFormat& format_;
+  const int64_t images_;
+  MemoryPool shared_, own_;
+  std::vector<std::unique_ptr<Memory>> weights_;
+  int64_t weight_bytes_ = 0;
+  std::vector<EngineBlock> blocks_;
+  EngineLinear embedding_;
+};
+
+// Some images on their way through some blocks. Any number of threads may call work(), each as
+// often as it likes; a call returns when all of the work is done.
+class Pass {
+ public:
+  // x: [images * tokens][stride], with memory for whole tiles of sixteen rows. With pixels, the
+  // patch embedding comes first, otherwise x is what it is.
+  Pass(Network& network, int64_t first, int64_t last, int64_t images, float* x,
+       const void* pixels = nullptr, const float* byte_values = nullptr);
+  ~Pass();
+  void work();
+
+ private:
+  Network& network_;
+  std::unique_ptr<Memory> shared_;
+  Team team_;
+  EnginePass pass_;
+};
+
+}  // namespace fiqa_fast

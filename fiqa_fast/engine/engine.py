@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What engines have in common: images go through the blocks in groups, and leave rows.
+
+Results are bitwise independent of batching and threads by construction. What an engine computes of
+an image does not depend on the group it is in; on the CPU each group is computed by threads that
+run torch's operators alone (see :mod:`fiqa_fast.workers`). What is left of an image behind the
+blocks is a row of its own in operators that never mix rows.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..hardware import FLOAT32_PRECISIONS, float32_arithmetic
+from ..models.casting import cast_linear, drop_key_biases
+from ..models.rows import EmbeddingHead
+from ..models.vit import FaceViT
+from ..quality.method import QualityMethod, Values
+from ..workers import run_all, run_alone
+
+T = TypeVar("T")
+
+# Images whose rows are kept at a time: for an embedding, all of an image's tokens.
+SLICE = 256
+
+
+@dataclasses.dataclass
+class Observed:
+    """What is left of some images behind the blocks."""
+
+    stages: dict[int, Values]
+    embedding_rows: Tensor | None
+
+
+class Engine(abc.ABC):
+    """Runs ``vit`` for ``method``; with ``embedding`` also the whole model's embedding.
+
+    Only the blocks that the method's stages (or the embedding) need are computed: ``last_stage``.
+    ``vit`` is a copy of those, see :func:`prepared`.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        vit: FaceViT,
+        method: QualityMethod,
+        *,
+        embedding: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        float32_precision: str = "highest",
+    ) -> None:
+        self.method, self.device, self.dtype = method, device, dtype
+        self.head = EmbeddingHead(vit, device, dtype) if embedding else None
+        self.last_stage = vit.config.depth if embedding else max(method.stages)
+        self.vit = prepared(vit, self.last_stage, device, dtype)
+        self.float32_mode = FLOAT32_PRECISIONS[float32_precision]
+
+    def run(self, images: Tensor) -> Values:
+        """uint8 RGB [B, 3, S, S], or normalised float32, to results by output name, on the CPU."""
+        if len(images) == 0:  # shapes come from the one place that knows them
+            one = self.run(images.new_zeros(1, *images.shape[1:]))
+            return {name: t[:0] for name, t in one.items()}
+        results: list[Values] = []
+        with float32_arithmetic(self.float32_mode, self.device.type):
+            for part in images.split(SLICE):
+                results += self._run_slice(part)
+        joined = run_alone(lambda: _joined(results))
+        return {name: tensor.cpu() for name, tensor in joined.items()}
+
+    @abc.abstractmethod
+    def split(self, images: Tensor) -> Sequence[Tensor]:
+        """The groups of images that go through the blocks together."""
+
+    @abc.abstractmethod
+    def observe(self, images: Tensor, threads: int) -> Observed:
+        """One group through the blocks. Called in inference mode, from several threads at a time;
+        so many of them are there for this group."""
+
+    def _run_slice(self, images: Tensor) -> list[Values]:
+        groups = self.split(images)
+        threads = max(1, torch.get_num_threads() // len(groups))
+        observed = self._each(lambda number: self.observe(groups[number], threads), len(groups))
+        # As many shares as there are threads: each reads all weights behind the blocks.
+        shares = min(torch.get_num_threads(), len(groups)) if self.device.type == "cpu" else 1
+        bounds = [len(groups) * number // shares for number in range(shares + 1)]
+        return self._each(
+            lambda number: self._finish(observed[bounds[number] : bounds[number + 1]]), shares
+        )
+
+    def _each(self, task: Callable[[int], T], count: int) -> list[T]:
+        results: dict[int, T] = {}
+
+        @torch.inference_mode()
+        def keep(number: int) -> None:
+            results[number] = task(number)
+
+        if self.device.type == "cpu":
+            run_all(keep, count)
+        else:
+            with torch.autocast(self.device.type, enabled=False):
+                for number in range(count):
+                    keep(number)
+        return [results[number] for number in range(count)]
+
+    def _finish(self, parts: list[Observed]) -> Values:
+        stages = parts[0].stages
+        results = self.method.finish(
+            {stage: _joined([part.stages[stage] for part in parts]) for stage in stages}
+        )
+        if self.head is not None:
+            rows = [part.embedding_rows for part in parts if part.embedding_rows is not None]
+            results["embedding"] = self.head(torch.cat(rows))
+        return results
+
+
+def _joined(parts: list[Values]) -> Values:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def prepared(vit: FaceViT, blocks: int, device: torch.device, dtype: torch.dtype) -> FaceViT:
+    """The parts that will run, in evaluation mode on ``device``, linear layers in ``dtype``.
+
+    A copy: neither the caller's later training nor its ``.half()`` reaches a scorer. The memo
+    keeps deepcopy from the rest, which can be most of the weights.
+    """
+    used = set(vit.blocks[:blocks])  # a caller may have put one block in two places
+    idle: list[nn.Module] = [block for block in vit.blocks[blocks:] if block not in used]
+    idle += [vit.norm, vit.feature]
+    memo: dict[int, object] = {id(part): nn.Identity() for part in idle}
+    prepared = copy.deepcopy(vit, memo).to(device, torch.float32).eval().requires_grad_(False)
+    drop_key_biases(prepared)
+    cast_linear(prepared, dtype)
+    return prepared

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native engine: whole blocks in our own kernels, for the CPU.
+
+Weights are packed once for the processor's level. A pass takes a few images through all blocks in
+one thread, with nothing but a head's keys or a slice of the MLP between the matrices; where there
+are fewer passes than threads, threads share one. A row's arithmetic is the same wherever it stands
+and whoever computes it. Products run in the chosen dtype; patch embedding, residual stream, norms
+and everything a quality method computes are float32.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import _load
+from .._runtime import Network, Pass
+from ..models.vit import Attention, FaceViT, Linear, Mlp
+from ..quality.method import QualityMethod, Values
+from ..workers import help_with
+from .engine import Engine, Observed
+
+FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+# Tokens per pass: enough rows for every panel of weights that is fetched, few enough that what lies
+# between the matrices stays in the second cache.
+PASS_TOKENS = 512
+# Rows of a tile: memory is for whole ones.
+TILE_ROWS = 16
+
+
+def reason_against(vit: FaceViT, device: torch.device, dtype: torch.dtype) -> str:
+    """Why the engine does not run this model so; empty where it does."""
+    if device.type != "cpu":
+        return f"it runs on the CPU, not on {device}"
+    if dtype not in FORMATS:
+        return f"it computes in float32 or bfloat16, not in {dtype}".replace("torch.", "")
+    activation = nn.ReLU6 if vit.config.activation == "relu6" else nn.GELU
+    for number, block in enumerate(vit.blocks, 1):
+        if type(block.attn) is not Attention or type(block.mlp) is not Mlp:
+            return f"block {number} was replaced"
+        act: Any = block.mlp.act
+        if type(act) is not activation or getattr(act, "approximate", "none") != "none":
+            return f"the activation of block {number} is {act}"
+        layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+        if any(type(layer) is not Linear for layer in layers):
+            return f"a linear layer of block {number} was replaced"
+        if not block.attn.scale > 0:
+            return f"block {number} scales its logits by {block.attn.scale}"
+    return ""
+
+
+class NativeEngine(Engine):
+    """Our kernels, on a CPU."""
+
+    name = "native"
+
+    def __init__(
+        self,
+        vit: FaceViT,
+        method: QualityMethod,
+        *,
+        embedding: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        float32_precision: str = "highest",
+    ) -> None:
+        super().__init__(
+            vit,
+            method,
+            embedding=embedding,
+            device=device,
+            dtype=dtype,
+            float32_precision=float32_precision,
+        )
+        high = dtype == torch.float32 and float32_precision == "high"
+        self.tokens, self.width = vit.config.num_tokens, vit.config.embed_dim
+        self.max_images = max(1, PASS_TOKENS // self.tokens)
+        self.network = _packed(self.vit, "high" if high else FORMATS[dtype], self.max_images)
+        del self.vit  # the network has its own
+        # (v / 255 - 0.5) / 0.5 to the bit, because doubling is exact.
+        values = torch.arange(256, dtype=torch.float32).div_(255)
+        self.byte_values = torch.add(
+            torch.tensor(-1.0, dtype=torch.float32), values, alpha=2
+        ).numpy()
+        # Between its stages the stream is all there is; memory for it goes round.
+        self.streams: deque[Tensor] = deque()
+
+    def split(self, images: Tensor) -> Sequence[Tensor]:
+        count = -(-len(images) // self.max_images)
+        groups: Sequence[Tensor] = images.tensor_split(count)
+        return groups
+
+    def observe(self, images: Tensor, threads: int) -> Observed:
+        count = len(images)
+        try:
+            stream = self.streams.pop()
+        except IndexError:
+            rows = -(-self.max_images * self.tokens // TILE_ROWS) * TILE_ROWS
+            stream = torch.empty(rows, self.network.stride, dtype=torch.float32)
+        x = stream[: count * self.tokens, : self.width].unflatten(0, (count, self.tokens))
+        array = stream.numpy()
+        seen: dict[int, Values] = {}
+        pixels: np.ndarray[Any, Any] | None = images.contiguous().numpy()
+        done = 0
+        for stage in sorted(self.method.stages | {self.last_stage}):
+            work = Pass(self.network, done, stage, count, array, pixels, self.byte_values).work
+            help_with(work, threads - 1)
+            work()
+            done, pixels = stage, None
+            if stage in self.method.stages:
+                seen[stage] = self.method.observe(stage, x, {})
+        embedding_rows = None if self.head is None else self.head.rows(x)
+        self.streams.append(stream)
+        return Observed(seen, embedding_rows)
+
+
+def _packed(vit: FaceViT, format: str, max_images: int) -> Network:
+    config = vit.config
+    embedding = vit.patch_embed.proj
+    begin = vit.pos_embed[0].clone()
+    prefix = config.num_prefix_tokens
+    if prefix:
+        begin[:prefix] += vit.qs_token[0]
+    if embedding.bias is not None:
+        begin[prefix:] += embedding.bias
+    network = Network(
+        level=_load.isa(),
+        format=format,
+        image_size=config.img_size,
+        patch_size=config.patch_size,
+        prefix=prefix,
+        dim=config.embed_dim,
+        heads=config.num_heads,
+        hidden=config.hidden_dim,
+        relu6=config.activation == "relu6",
+        max_images=max_images,
+        embedding=_array(embedding.weight.flatten(1)),
+        positions=_array(begin),
+    )
+    for block in vit.blocks:
+        if isinstance(block, nn.Identity):  # one that is not needed
+            break
+        attention, mlp = block.attn, block.mlp
+        network.add_block(
+            scale=attention.scale,
+            norm1=_norm(block.norm1),
+            qkv=_linear(attention.qkv),
+            proj=_linear(attention.proj),
+            norm2=_norm(block.norm2),
+            fc1=_linear(mlp.fc1),
+            fc2=_linear(mlp.fc2),
+        )
+    return network
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return tensor.detach().float().contiguous().numpy()
+
+
+def _norm(norm: nn.LayerNorm) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], float]:
+    return _array(norm.weight), _array(norm.bias), norm.eps
+
+
+def _linear(linear: nn.Linear) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+    return _array(linear.weight), None if linear.bias is None else _array(linear.bias)
