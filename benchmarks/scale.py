@@ -223,10 +223,11 @@ def shared(measured: dict[str, Figures]) -> str:
                 f"{100 * found['decode_over_model']:.1f} %",
                 *values,
                 f"{found['bound']:.2f}",
+                f"{100 * found['rec']['scoring_share']:.1f} %",
             ]
         )
     header = ["model", "threads", "model alone, images/s", "decode / model"]
-    return markdown([*header, ".rec", ".tar", "bound"], rows)
+    return markdown([*header, ".rec", ".tar", "bound", "of the run, in scoring"], rows)
 
 
 BLOCKS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,6 +13,8 @@ import torch
 from float64_vit import Shape, random_state
 
 from fiqa_fast import FaceViT, Scorer, ViTConfig
+from fiqa_fast._runtime import Network, Pass
+from fiqa_fast.engine import native
 from fiqa_fast.models.vit import Mlp
 
 DEPTH = 4
@@ -103,9 +105,15 @@ def test_the_embedding_needs_them_all(model: FaceViT, images: torch.Tensor) -> N
             same(*(Scorer(m, outputs=("embedding",)) for m in (broken, model)), images)
 
 
-@pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+class Ran(NamedTuple):
     """The numbers of the blocks that ran, in order."""
+
+    engine: str
+    numbers: list[int]
+
+
+@pytest.fixture(params=["native", "eager"])
+def ran(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ran:
     numbers: list[int] = []
     forward = Mlp.forward
 
@@ -113,18 +121,23 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         numbers.append(int(self.number))  # type: ignore[arg-type]
         return forward(self, y)
 
+    def watched_pass(network: Network, first: int, last: int, *rest: Any) -> Pass:
+        numbers.extend(range(first + 1, last + 1))
+        return Pass(network, first, last, *rest)
+
     monkeypatch.setattr(Mlp, "forward", watched)
-    return numbers
+    monkeypatch.setattr(native, "Pass", watched_pass)
+    return Ran(request.param, numbers)
 
 
-def run_once(model: FaceViT, ran: list[int], *args: Any, **options: Any) -> list[int]:
-    scorer = Scorer(model, *args, dtype="float32", **options)
-    ran.clear()
+def run_once(model: FaceViT, ran: Ran, *args: Any, **options: Any) -> list[int]:
+    scorer = Scorer(model, *args, dtype="float32", engine=ran.engine, **options)
+    ran.numbers.clear()
     scorer(torch.zeros(1, 3, 112, 112, dtype=torch.uint8))
-    return list(ran)
+    return list(ran.numbers)
 
 
-def test_attention_runs_every_block_before_its_own_once(model: FaceViT, ran: list[int]) -> None:
+def test_attention_runs_every_block_before_its_own_once(model: FaceViT, ran: Ran) -> None:
     everything = list(range(1, DEPTH + 1))
     for exit, fusion in itertools.product(everything, (None, "uniform", "depth")):
         for options in ({}, {"reduction": "max"}, {"heads": 0}, {"tokens": "all"}):
@@ -137,7 +150,7 @@ def test_attention_runs_every_block_before_its_own_once(model: FaceViT, ran: lis
 
 
 @pytest.mark.parametrize("head", HEADS[1:])
-def test_the_quality_head_runs_every_block_once(head: str, ran: list[int]) -> None:
+def test_the_quality_head_runs_every_block_once(head: str, ran: Ran) -> None:
     model, everything = make_model(head), list(range(1, DEPTH + 1))
     # The T variant computes the last block that it needs for the quality token alone, elsewhere.
     whole = -1 if head == "token" else 0
