@@ -166,6 +166,17 @@ def test_logits_far_from_zero(level: str, format: str) -> None:
         assert (got - want).abs().max() <= TOLERANCES[format] * want.abs().max()
 
 
+@pytest.mark.parametrize("activation", ["relu6", "gelu"])
+def test_a_hidden_nan_is_not_clipped_away(level: str, activation: str) -> None:
+    model = random_model(ViTConfig(28, 32, 1, 2, 2, activation=activation))
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.bias[5] = float("nan")
+    images = pictures(1, 112)
+    for format in TOLERANCES:
+        got, _ = stream(network_of(model, level, format), model, images, 1)
+        assert got.isnan().all()
+
+
 def test_gelu_everywhere(level: str) -> None:
     """One channel through the MLP with weights of one and zero: the activation itself."""
     model = random_model(ViTConfig(112, 16, 1, 1, 1, activation="gelu"))
@@ -221,7 +232,7 @@ def test_engines_agree(dtype: torch.dtype) -> None:
         assert (got - want[name]).abs().max() <= tolerance * want[name].abs().max()
 
 
-def test_high_precision_is_between(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_high_precision_is_between() -> None:
     model = random_model(ViTConfig(8, 256, 2, 4, 4))
     images = pictures(4, 112)
     wide = random_model(model.config).double()
@@ -278,7 +289,7 @@ def test_passes_hold_many_tokens() -> None:
     assert large.max_images == 1
 
 
-def test_memory_goes_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_goes_round() -> None:
     native = engine("native", random_model(CONFIGS["face"]))
     assert isinstance(native, NativeEngine)
     for _ in range(3):
@@ -368,6 +379,8 @@ def test_passes_that_do_not_fit_are_refused() -> None:
         Pass(network, 0, 0, 2, x[:7])
     with pytest.raises(ValueError, match="need byte_values"):
         Pass(network, 0, 0, 2, x, pixels)
+    with pytest.raises(TypeError):  # converted, it would not live as long as the pass
+        Pass(network, 0, 0, 2, x, pixels, BYTE_VALUES.astype(np.float64))
     with pytest.raises(ValueError, match="pixels should be"):
         Pass(network, 0, 0, 2, x, pixels[:1], BYTE_VALUES)
     with pytest.raises(ValueError, match="pixels should be"):

@@ -69,7 +69,8 @@ FIQA_FAST_INLINE Vec gelu(Vec x) {
 }
 
 FIQA_FAST_INLINE Vec activated(bool relu6, Vec value) {
-  return relu6 ? min(max(value, broadcast(0)), broadcast(6)) : gelu(value);
+  // In this order a NaN stays one.
+  return relu6 ? min(broadcast(6), max(broadcast(0), value)) : gelu(value);
 }
 
 // `after` is what will be read next: the next block's first weights, or null.

@@ -154,8 +154,9 @@ void bind_engine(py::module_& m) {
   py::class_<Pass>(m, "Pass", "Some images on their way through some blocks.")
       .def(py::init(&make_pass), py::arg("network"), py::arg("first"), py::arg("last"),
            py::arg("images"), py::arg("x"), py::arg("pixels") = py::none(),
-           py::arg("byte_values") = py::none(), py::keep_alive<1, 2>(), py::keep_alive<1, 6>(),
-           py::keep_alive<1, 7>(), py::keep_alive<1, 8>())
+           // Not converted: what is kept alive is what was given.
+           py::arg("byte_values").noconvert() = py::none(), py::keep_alive<1, 2>(),
+           py::keep_alive<1, 6>(), py::keep_alive<1, 7>(), py::keep_alive<1, 8>())
       .def("work", &Pass::work, py::call_guard<py::gil_scoped_release>());
 }
 

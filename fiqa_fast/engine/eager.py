@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.packed import can_pack, pack
-from ..models.vit import FaceViT
-from ..quality.method import Norm, QualityMethod, Tap, Values
+from ..quality.method import Norm, Tap, Values
 from .engine import Engine, Observed
 
 # Images per group on a GPU: enough to fill one with a small ViT, small enough that padding a
@@ -75,27 +74,9 @@ class EagerEngine(Engine):
 
     name = "eager"
 
-    def __init__(
-        self,
-        vit: FaceViT,
-        method: QualityMethod,
-        *,
-        embedding: bool,
-        device: torch.device,
-        dtype: torch.dtype,
-        float32_precision: str = "highest",
-    ) -> None:
-        super().__init__(
-            vit,
-            method,
-            embedding=embedding,
-            device=device,
-            dtype=dtype,
-            float32_precision=float32_precision,
-        )
-        tokens = vit.config.num_tokens
-        on_cpu = device.type == "cpu"
-        self.group = cpu_group(tokens) if on_cpu else CUDA_GROUP
+    def build(self) -> None:
+        method, dtype, on_cpu = self.method, self.dtype, self.device.type == "cpu"
+        self.group = cpu_group(self.vit.config.num_tokens) if on_cpu else CUDA_GROUP
         blocks = self.vit.blocks[: self.last_stage]
         taps = [method.tap(n) if n in method.stages else None for n in range(len(blocks) + 1)]
         # Of every stage: the norm before the block that reads it. Where none does, the tap's, or
@@ -103,11 +84,11 @@ class EagerEngine(Engine):
         outer = [_norm(block.norm1) for block in blocks]
         outer.append((None, None, 1.0) if taps[-1] is None else taps[-1].norm)
         self.outer_norms = [
-            AddNorm(norm, dtype, tap, alone=stage == len(blocks) and not embedding)
+            AddNorm(norm, dtype, tap, alone=stage == len(blocks) and self.head is None)
             for stage, (norm, tap) in enumerate(zip(outer, taps, strict=True))
         ]
         self.inner_norms = [AddNorm(_norm(block.norm2), dtype, None, False) for block in blocks]
-        self.minus_one = torch.tensor(-1.0, dtype=torch.float32, device=device)
+        self.minus_one = torch.tensor(-1.0, dtype=torch.float32, device=self.device)
         positions = self.vit.pos_embed.detach()
         self.positions = positions.expand(self.group, -1, -1)
         if on_cpu and can_pack(dtype):

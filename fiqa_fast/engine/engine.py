@@ -62,7 +62,12 @@ class Engine(abc.ABC):
         self.head = EmbeddingHead(vit, device, dtype) if embedding else None
         self.last_stage = vit.config.depth if embedding else max(method.stages)
         self.vit = prepared(vit, self.last_stage, device, dtype)
-        self.float32_mode = FLOAT32_PRECISIONS[float32_precision]
+        self.float32_precision = float32_precision
+        self.build()
+
+    @abc.abstractmethod
+    def build(self) -> None:
+        """Make of ``self.vit`` what runs; the last step of construction."""
 
     def run(self, images: Tensor) -> Values:
         """uint8 RGB [B, 3, S, S], or normalised float32, to results by output name, on the CPU."""
@@ -70,7 +75,7 @@ class Engine(abc.ABC):
             one = self.run(images.new_zeros(1, *images.shape[1:]))
             return {name: t[:0] for name, t in one.items()}
         results: list[Values] = []
-        with float32_arithmetic(self.float32_mode, self.device.type):
+        with float32_arithmetic(FLOAT32_PRECISIONS[self.float32_precision], self.device.type):
             for part in images.split(SLICE):
                 results += self._run_slice(part)
         joined = run_alone(lambda: _joined(results))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import _load
 from .._runtime import Network, Pass
 from ..models.vit import Attention, FaceViT, Linear, Mlp
-from ..quality.method import QualityMethod, Values
+from ..quality.method import Values
 from ..workers import help_with
 from .engine import Engine, Observed
 
@@ -59,28 +59,13 @@ class NativeEngine(Engine):
 
     name = "native"
 
-    def __init__(
-        self,
-        vit: FaceViT,
-        method: QualityMethod,
-        *,
-        embedding: bool,
-        device: torch.device,
-        dtype: torch.dtype,
-        float32_precision: str = "highest",
-    ) -> None:
-        super().__init__(
-            vit,
-            method,
-            embedding=embedding,
-            device=device,
-            dtype=dtype,
-            float32_precision=float32_precision,
-        )
-        high = dtype == torch.float32 and float32_precision == "high"
-        self.tokens, self.width = vit.config.num_tokens, vit.config.embed_dim
+    def build(self) -> None:
+        config, format = self.vit.config, FORMATS[self.dtype]
+        if format == "float32" and self.float32_precision == "high":
+            format = "high"
+        self.tokens, self.width = config.num_tokens, config.embed_dim
         self.max_images = max(1, PASS_TOKENS // self.tokens)
-        self.network = _packed(self.vit, "high" if high else FORMATS[dtype], self.max_images)
+        self.network = _packed(self.vit, format, self.max_images)
         del self.vit  # the network has its own
         # (v / 255 - 0.5) / 0.5 to the bit, because doubling is exact.
         values = torch.arange(256, dtype=torch.float32).div_(255)
