@@ -104,7 +104,7 @@ def measure(name: str, threads: int, options: argparse.Namespace, folder: Path) 
     torch.set_num_threads(threads)
     model = load(name)
     reading = Reading(model.config.img_size)
-    scorer = fiqa_fast.Scorer(model, dtype=options.dtype)
+    scorer = fiqa_fast.Scorer(model, dtype=options.dtype, exit=options.exit)
     by_turns = not options.beside and fills_the_cores(scorer.device)
     workers = options.workers or default_workers()
     images = jpegs()
@@ -170,6 +170,7 @@ def measure(name: str, threads: int, options: argparse.Namespace, folder: Path) 
         "workers": workers,
         "by_turns": by_turns,
         "batch": options.batch,
+        "exit": scorer.describe()["exit"],
         "images": count,
         "rounds": options.rounds,
         "model_images_per_second": count / median["model"],
@@ -196,6 +197,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--exit", type=int, help="the block to score at (default: the last)")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--beside", action="store_true", help="decode beside the model always")
     parser.add_argument("--threads", type=int, nargs="+", default=[cores()])
