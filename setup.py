@@ -56,8 +56,11 @@ X86_ISA_FLAGS = {
 # The CPU engine has two levels more.
 ENGINE_ISA_FLAGS = {
     **X86_ISA_FLAGS,
-    "avx512_bf16": [*X86_ISA_FLAGS["avx512"], "-mavx512bf16"],
-    "amx": [*X86_ISA_FLAGS["avx512"], "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+    "avx512_bf16": [*X86_ISA_FLAGS["avx512"], "-mavx512bf16", "-mavx512vnni"],
+    "amx": [
+        *(*X86_ISA_FLAGS["avx512"], "-mavx512bf16", "-mavx512vnni"),
+        *("-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+    ],
 }
 # As KERNEL_FLAGS, for the same reason.
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false"]

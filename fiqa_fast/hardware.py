@@ -16,6 +16,7 @@ DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "int8": torch.int8,
 }
 FLOAT32_PRECISIONS = {"highest": "ieee", "high": "tf32"}
 
@@ -42,13 +43,18 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 where the hardware multiplies it natively, else float32."""
+    """``auto`` is bfloat16 where the hardware multiplies it natively, else float32; never int8."""
     name = str(dtype).removeprefix("torch.")
     if name == "auto":
         return torch.bfloat16 if _fast_bfloat16(device) else torch.float32
     if name not in DTYPES:
         raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}; got {dtype!r}")
     return DTYPES[name]
+
+
+def floating(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of what is not computed in integers where the blocks are."""
+    return dtype if dtype.is_floating_point else resolve_dtype("auto", device)
 
 
 def _fast_bfloat16(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .engine import ENGINES, make_engine
 from .engine.engine import Engine
 from .errors import ImageError
-from .hardware import FLOAT32_PRECISIONS, resolve_device, resolve_dtype
+from .hardware import FLOAT32_PRECISIONS, floating, resolve_device, resolve_dtype
 from .images import load_image, resize
 from .models.gauge import SUFFIX, Gauge, check_gauge, load_gauge, state_dict_sha256
 from .models.vit import FaceViT
@@ -91,8 +91,9 @@ class Scorer:
         outputs: any of score, embedding, patch_map, query_map, head_scores, exit_scores,
             head_maps, exit_maps; all from one pass.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``.
-        dtype: of the blocks' products: float32, bfloat16, float16, or auto: bfloat16 where the
-            hardware has it. Residual stream, norms and the quality itself are float32 always.
+        dtype: of the blocks' products: float32, bfloat16, float16, int8 (of the native engine, on
+            a CPU), or auto: bfloat16 where the hardware has it, else float32. Residual stream,
+            norms and the quality itself are float32 always.
         float32_precision: ``"highest"`` is IEEE float32 whatever torch's global settings say;
             ``"high"`` allows split-precision products.
         gauge: ``"auto"`` takes the gauge that comes with the model, if any; ``None`` gives
@@ -105,8 +106,9 @@ class Scorer:
         tokens: of attn-fiqa: ``"patch"`` leaves a model's quality token out, ``"all"`` does not.
         exit: 1..depth, the last by default. attn-fiqa: the block whose logits count, for which
             blocks 1..exit-1 run; ex-fiqa: the block after which the head is applied.
-        engine: what runs the blocks: ``"native"`` (our own kernels, on a CPU, in float32 or
-            bfloat16), ``"eager"`` (torch's operators), or ``"auto"``: native where it can be.
+        engine: what runs the blocks: ``"native"`` (our own kernels, on a CPU, in float32,
+            bfloat16 or int8), ``"eager"`` (torch's operators), or ``"auto"``: native where it can
+            be.
         fusion: of attn-fiqa and ex-fiqa: ``"uniform"`` or ``"depth"`` (weights proportional to
             depth) over the exits 1..``exit``.
 
@@ -257,7 +259,7 @@ class Scorer:
             exit=self.exit,
             fusion=self.fusion,
             device=self.device,
-            dtype=self.dtype,
+            dtype=floating(self.dtype, self.device),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -333,7 +335,7 @@ def _resolve_gauge(
 def _as_batch(images: Tensor | Sequence[ImageLike], normalized: bool, size: int) -> Tensor:
     """uint8 [B, 3, size, size], or float32 for normalised input."""
     if isinstance(images, Tensor):
-        return run_alone(lambda: _checked_tensor(images, normalized, size))
+        return _checked_tensor(images, normalized, size)
     if normalized:
         raise ImageError("normalized=True goes with a float tensor [B, 3, H, W], got a list")
     if isinstance(images, (str, Path)) or not isinstance(images, Sequence):
@@ -358,9 +360,15 @@ def _checked_tensor(images: Tensor, normalized: bool, size: int) -> Tensor:
                 f"images must be uint8 (0..255), got {images.dtype}; for float images that are "
                 "already (x / 255 - 0.5) / 0.5 pass normalized=True"
             )
-        return images if images.shape[2:] == (size, size) else resize(images, size)
+        if images.shape[2:] == (size, size):
+            return images
+        return run_alone(lambda: resize(images, size))
     if not images.is_floating_point():
         raise ImageError(f"normalized=True goes with a float tensor, got {images.dtype}")
+    return run_alone(lambda: _checked_floats(images, size))
+
+
+def _checked_floats(images: Tensor, size: int) -> Tensor:
     images = images.float()
     extreme = images.abs().flatten(1).amax(1)
     for number in (~(extreme <= NORMALIZED_LIMIT)).nonzero().flatten().tolist():

@@ -21,7 +21,7 @@ from fiqa_fast.quality.method import Values
 
 LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 # Largest error over the largest value of a block's output, by format.
-TOLERANCES = {"float32": 2e-6, "high": 6e-5, "bfloat16": 2e-2}
+TOLERANCES = {"float32": 2e-6, "high": 6e-5, "bfloat16": 2e-2, "int8": 5e-2}
 CONFIGS = {
     "face": ViTConfig(8, 64, 2, 4, 5),
     "remainders": ViTConfig(9, 40, 2, 5, 1.5, qkv_bias=True),  # heads of 8, 144 tokens
@@ -199,6 +199,68 @@ def test_gelu_everywhere(level: str) -> None:
             assert ((got - want).abs() <= 3e-7 * want.abs() + 5e-7).all()
 
 
+def as_bytes(x: Tensor, top: float, dim: int = -1) -> Tensor:
+    """What of x is left where its largest number along ``dim`` is worth ``top``."""
+    unit = x.abs().amax(dim, keepdim=True) / top
+    return (x / unit.clamp_min(1e-30)).round() * unit
+
+
+@pytest.mark.parametrize("name", ["face", "remainders", "odd", "wide_head", "wide_mlp"])
+def test_int8_is_bytes_of_rows_and_columns(name: str, level: str) -> None:
+    """Against the same rounding in float64: what is left are ties that fell the other way."""
+    if level == "baseline":
+        pytest.skip("float32 is no slower there, and taken")
+    top = 64 if level in ("avx2", "avx512") else 127
+    model = random_model(CONFIGS[name])
+    wide = random_model(CONFIGS[name]).double()
+    images = pictures(2, model.config.img_size)
+    block = wide.blocks[0]
+    width = 512  # hidden channels that have a unit of their own
+
+    def product(layer: Any, rows: Tensor) -> Tensor:
+        return nn.functional.linear(as_bytes(rows, 127), as_bytes(layer.weight, top), layer.bias)
+
+    with torch.no_grad():
+        x = wide.embed(normalised(images).double())
+        exact = block(x)
+        shape = (3, model.config.num_heads, -1)
+        q, k, v = (
+            product(block.attn.qkv, block.norm1(x)).unflatten(-1, shape).permute(2, 0, 3, 1, 4)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, scale=block.attn.scale)
+        x = x + product(block.attn.proj, mixed.transpose(1, 2).flatten(2))
+        hidden = block.mlp.act(product(block.mlp.fc1, block.norm2(x)))
+        shift = 0 if model.config.activation == "relu6" else 0.17
+        hidden = torch.cat([as_bytes(h + shift, 255) - shift for h in hidden.split(width, -1)], -1)
+        rounded = x + nn.functional.linear(
+            hidden, as_bytes(block.mlp.fc2.weight, top), block.mlp.fc2.bias
+        )
+    got, _ = stream(network_of(model, level, "int8"), model, images, 1)
+    if level in ("avx512_bf16", "amx"):  # attention is in bfloat16 there
+        assert (got - rounded).square().mean() < (rounded - exact).square().mean() / 3
+    else:
+        assert (got - rounded).square().mean() < (rounded - exact).square().mean() / 50
+
+
+def test_int8_sums_do_not_overflow(level: str) -> None:
+    """The largest bytes that there are, all of one sign, in as many channels as a slice has."""
+    model = random_model(ViTConfig(56, 512, 1, 1, 4))
+    block = model.blocks[0]
+    with torch.no_grad():
+        block.attn.proj.weight.zero_()
+        block.attn.proj.bias.zero_()
+        block.mlp.fc1.weight.zero_()
+        block.mlp.fc1.bias.fill_(6)
+        for sign in (-1, 1):
+            block.mlp.fc2.weight.fill_(sign * 0.01)
+            block.mlp.fc2.bias.zero_()
+            network = network_of(model, level, "int8", 1)
+            before, _ = stream(network, model, pictures(1, 112), 0)
+            after, _ = stream(network, model, pictures(1, 112), 1)
+            want = sign * 0.01 * 6 * 2048
+            assert ((after - before) - want).abs().max() <= 1e-4 * abs(want)
+
+
 class Stream:
     """A method that shows the whole stream."""
 
@@ -219,16 +281,18 @@ def engine(name: str, model: FaceViT, **options: Any) -> Engine:
     return make_engine(name, model, Stream(), **{**settings, **options})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_engines_agree(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.int8, 6e-2)]
+)
+def test_engines_agree(dtype: torch.dtype, tolerance: float) -> None:
     model = random_model(CONFIGS["two_tokens_more"])
     images = pictures(9, 112)
     native = engine("auto", model, dtype=dtype, embedding=True)
-    eager = engine("eager", model, dtype=dtype, embedding=True)
+    other = dtype if dtype.is_floating_point else torch.float32
+    eager = engine("eager", model, dtype=other, embedding=True)
     assert (native.name, eager.name) == ("native", "eager")
     want = eager.run(images)
     for name, got in native.run(images).items():
-        tolerance = 1e-5 if dtype == torch.float32 else 3e-2
         assert (got - want[name]).abs().max() <= tolerance * want[name].abs().max()
 
 
@@ -324,9 +388,14 @@ def test_a_model_of_other_parts_is_left_to_torch(change: Callable[[FaceViT], Non
 
 def test_other_dtypes_are_left_to_torch() -> None:
     model = random_model(CONFIGS["face"])
-    with pytest.raises(ValueError, match="float32 or bfloat16, not in float16"):
+    with pytest.raises(ValueError, match="float32, bfloat16 or int8, not in float16"):
         engine("native", model, dtype=torch.float16)
     assert Scorer(model, dtype="float16", gauge=None).describe()["engine"] == "eager"
+    with pytest.raises(ValueError, match="dtype int8 is the native engine's"):
+        engine("eager", model, dtype=torch.int8)
+    another_gelu(model)
+    with pytest.raises(ValueError, match="dtype int8 is the native engine's: the activation of"):
+        engine("auto", model, dtype=torch.int8)
     with pytest.raises(ValueError, match="engine must be one of auto, native, eager, got 'fast'"):
         Scorer(model, engine="fast")
 

@@ -43,29 +43,18 @@ FIQA_FAST_INLINE void interleave_tile(const char* rows, int64_t line, int64_t co
   }
 }
 
-FIQA_FAST_INLINE float greatest(Vec value) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps(value.part[0]);
-#else
-  float lanes[kLanes];
-  store(lanes, value);
-  float top = lanes[0];
-  for (int64_t i = 1; i < kLanes; ++i) top = lanes[i] > top ? lanes[i] : top;
-  return top;
-#endif
-}
-
 // The memory that attention() needs, and where its parts are.
 template <class Number>
 struct AttentionScratch {
-  int64_t keys, values, probabilities, logits, bytes;  // offsets
+  int64_t queries, keys, values, probabilities, logits, bytes;  // offsets
   int64_t key_steps, logits_stride;
 
   AttentionScratch(int64_t tokens, int64_t head_dim) {
     key_steps = steps<Number>(tokens);
     // Not a power of two: rows of a tile would share their places in the cache.
     logits_stride = key_steps * Number::kDepth + kSide;
-    keys = 0;
+    queries = 0;
+    keys = queries + tiled_bytes<Number>(2 * kSide, head_dim);
     values = keys + tiled_bytes<Number>(tokens, head_dim);
     probabilities = values + tiled_bytes<Number>(head_dim, tokens);
     logits = probabilities + tiled_bytes<Number>(2 * kSide, tokens);
@@ -74,18 +63,18 @@ struct AttentionScratch {
 };
 
 // q, k, v: rows of `line` bytes of an image, each of head_dim numbers padded with zeros to whole
-// steps. The result goes to channels channel.. of rows row.. of the tiled left operand `out`.
-template <class Number>
+// steps. out(row, channel, value) takes sixteen channels of a row of the result.
+template <class Number, class Out>
 FIQA_FAST_INLINE void attention(const char* q, const char* k, const char* v, int64_t line,
                                 int64_t part, int64_t tokens, int64_t head_dim, float scale,
-                                char* scratch, char* out, int64_t out_steps, int64_t row,
-                                int64_t channel) {
+                                char* scratch, Out out) {
   const AttentionScratch<Number> at(tokens, head_dim);
   const int64_t head_steps = steps<Number>(head_dim), value_tiles = tiles(head_dim);
   const int64_t key_tiles = tiles(tokens);
   char *keys = scratch + at.keys, *values = scratch + at.values;
   char* probabilities = scratch + at.probabilities;
   float* logits = reinterpret_cast<float*>(scratch + at.logits);
+  const Operand queries = tiled<Number>(scratch + at.queries, head_steps);
   const Operand by_key = tiled<Number>(keys, head_steps);
   const Operand by_value = tiled<Number>(values, at.key_steps);
   const Operand weights = tiled<Number>(probabilities, at.key_steps);
@@ -108,7 +97,12 @@ FIQA_FAST_INLINE void attention(const char* q, const char* k, const char* v, int
   for (int64_t first = 0; first < tokens; first += 2 * kSide) {
     const int64_t rows = tokens - first < 2 * kSide ? tokens - first : 2 * kSide;
     const bool two_rows = rows > kSide;
-    const Operand queries{q + first * line, kSide * line, kLineBytes, line, part};
+    for (int64_t p = 0; p < Number::kParts; ++p)
+      for (int64_t r = 0; r < (two_rows ? 2 : 1) * kSide; ++r)
+        for (int64_t s = 0; s < head_steps; ++s)
+          memcpy(place<Number>(scratch + at.queries, head_steps, r, s * Number::kDepth) +
+                     p * kTileBytes,
+                 q + (first + r) * line + s * kLineBytes + p * part, kLineBytes);
     for (int64_t t = 0; t < key_tiles; t += 2)
       multiply<Number, false>(two_rows, t + 1 < key_tiles, queries, moved(by_key, t), head_steps,
                               logits + t * kSide, at.logits_stride, idle);
@@ -136,8 +130,7 @@ FIQA_FAST_INLINE void attention(const char* q, const char* k, const char* v, int
       for (int64_t r = 0; r < rows; ++r) {
         const Vec factor = broadcast(1.0f / divisors[r]);
         for (int64_t c = 0; c < (two ? 32 : 16); c += kLanes)
-          Number::put(place<Number>(out, out_steps, row + first + r, channel + t * kSide + c),
-                      kTileBytes, load(sums + r * 32 + c) * factor);
+          out(first + r, t * kSide + c, load(sums + r * 32 + c) * factor);
       }
     }
   }

@@ -20,33 +20,45 @@ constexpr int64_t kSlice = 512;  // hidden channels at a time
 // in front of the projection are whole vectors.
 template <class Number>
 struct Layout {
+  using Inner = typename Number::Inner;
+
   int64_t rows;  // of the largest group of images
   int64_t head_width, head_padded, mixed_width;
-  int64_t stream_steps, mixed_steps, hidden_steps, slice_steps;
+  int64_t stream_steps, mixed_steps, hidden_steps, slice_width, slice_steps;
   int64_t line, part;  // bytes of a row of a head's queries, keys and values, and of a part of all
-  int64_t normed, mixed, hidden, shared_bytes;  // offsets in the memory of a pass
-  int64_t head, attention, own_bytes;           // offsets in the memory of a thread
+  int64_t mixed_stride, hidden_stride;  // of rows of floats
+  // Offsets in the memory of a pass.
+  int64_t normed, mixed, mixed_floats, hidden, hidden_floats, shared_bytes;
+  int64_t head, attention, row, own_bytes;  // offsets in the memory of a thread
 
   Layout(const EngineShape& shape, int64_t images) {
     // Rows are computed two tiles at a time, and attention reads as many behind an image.
     rows = parts_of(images * shape.tokens(), kSide) * kSide + 2 * kSide;
-    head_width = steps<Number>(shape.head_dim()) * Number::kDepth;
+    head_width = steps<Inner>(shape.head_dim()) * Inner::kDepth;
     head_padded = tiles(shape.head_dim()) * kSide;
     mixed_width = shape.heads * head_padded;
     stream_steps = steps<Number>(shape.dim);
     mixed_steps = steps<Number>(mixed_width);
     hidden_steps = steps<Number>(shape.hidden);
     slice_steps = steps<Number>(shape.hidden < kSlice ? shape.hidden : kSlice);
-    line = 3 * head_width * Number::kBytes + kLineBytes;  // not a power of two
+    slice_width = slice_steps * Number::kDepth;
+    line = 3 * head_width * Inner::kBytes + kLineBytes;  // not a power of two
     part = rows * line;
+    mixed_stride = float_stride(mixed_width);
+    hidden_stride = float_stride(slice_width);
     normed = 0;
-    mixed = normed + tiled_bytes<Number>(rows, shape.dim);
-    hidden = mixed + tiled_bytes<Number>(rows, mixed_width);
-    shared_bytes = hidden + tiled_bytes<Number>(rows, slice_steps * Number::kDepth);
+    mixed = normed + whole_lines(row_bytes<Number>(rows, shape.dim));
+    mixed_floats = mixed + whole_lines(row_bytes<Number>(rows, mixed_width));
+    hidden = mixed_floats + float_row_bytes<Number>(rows, mixed_stride);
+    hidden_floats = hidden + whole_lines(row_bytes<Number>(rows, slice_width));
+    shared_bytes = hidden_floats + float_row_bytes<Number>(rows, hidden_stride);
     head = 0;
-    attention = head + part * Number::kParts;
-    own_bytes = attention + AttentionScratch<Number>(shape.tokens(), shape.head_dim()).bytes;
+    attention = head + part * Inner::kParts;
+    row = attention + AttentionScratch<Inner>(shape.tokens(), shape.head_dim()).bytes;
+    own_bytes = row + float_row_bytes<Number>(1, float_stride(shape.dim));
   }
+
+  static int64_t whole_lines(int64_t bytes) { return parts_of(bytes, kLineBytes) * kLineBytes; }
 };
 
 // 0.5 x (1 + erf(x / sqrt(2))), with erf of Abramowitz and Stegun 7.1.26, whose largest error is
@@ -68,9 +80,16 @@ FIQA_FAST_INLINE Vec gelu(Vec x) {
   return x * out;
 }
 
-FIQA_FAST_INLINE Vec activated(bool relu6, Vec value) {
+// GELU's least value is -0.17. Where the hidden channels are bytes, this makes them positive, as
+// ReLU6's are; the bias of the second layer takes it back.
+template <class Number>
+FIQA_FAST_INLINE float hidden_shift(const EngineShape& shape) {
+  return Number::kByRow && !shape.relu6 ? 0.17f : 0;
+}
+
+FIQA_FAST_INLINE Vec activated(bool relu6, float shift, Vec value) {
   // In this order a NaN stays one.
-  return relu6 ? min(broadcast(6), max(broadcast(0), value)) : gelu(value);
+  return relu6 ? min(broadcast(6), max(broadcast(0), value)) : gelu(value) + broadcast(shift);
 }
 
 // `after` is what will be read next: the next block's first weights, or null.
@@ -78,67 +97,102 @@ template <class Number>
 FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const EngineBlock& block,
                                 float* x, int64_t images, const Layout<Number>& layout,
                                 char* shared, char* own, const char* after) {
+  using Inner = typename Number::Inner;
   const int64_t rows = images * shape.tokens(), row_tiles = tiles(rows), stride = shape.stride();
-  char *normed = shared + layout.normed, *mixed = shared + layout.mixed;
-  char *hidden = shared + layout.hidden, *head_rows = own + layout.head;
-  const Operand y = tiled<Number>(normed, layout.stream_steps);
+  const Operand y = packed_rows<Number>(shared + layout.normed, layout.rows, layout.stream_steps);
+  const Operand mixed = packed_rows<Number>(shared + layout.mixed, layout.rows, layout.mixed_steps);
+  char* head_rows = own + layout.head;
 
-  const auto norm = [&](const EngineNorm& of, const float* then) {
+  // Two tiles of rows at a time.
+  const auto share_rows = [&](auto work) {
     member.share(parts_of(row_tiles, 2), [&](int64_t pair) {
       const int64_t begin = pair * 2 * kSide, end = begin + 2 * kSide;
-      layer_norm<Number>(x, stride, begin, end < rows ? end : rows, shape.dim, of, then, normed);
+      work(begin, end < rows ? end : rows);
     });
+  };
+  const auto norm = [&](const EngineNorm& of, const float* then) {
+    share_rows([&](int64_t begin, int64_t end) {
+      const RowWriter<Number> out{y, true, reinterpret_cast<float*>(own + layout.row)};
+      layer_norm(x, stride, begin, end, shape.dim, of, then, out);
+    });
+  };
+  // Rows of floats to bytes, for formats that are put as whole rows.
+  const auto whole_rows = [&](const float* floats, int64_t floats_stride, int64_t width,
+                              bool has_zero, const Operand& to) {
+    if constexpr (Number::kByRow)
+      share_rows([&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r)
+          put_bytes(floats + r * floats_stride, width, has_zero, to, r);
+      });
   };
 
   norm(block.norm1, block.proj.bias);
+  float* mixed_floats = reinterpret_cast<float*>(shared + layout.mixed_floats);
   member.share(shape.heads, [&](int64_t head) {
     const int64_t width = 3 * layout.head_width, column_tiles = tiles(width);
-    const Operand all = tiled<Number>(block.qkv.weight, layout.stream_steps);
+    const Operand all =
+        packed_columns<Number>(block.qkv.weight, shape.heads * column_tiles, layout.stream_steps);
     const Operand columns = moved(all, head * column_tiles);
     const char* next =
         head + 1 < shape.heads ? moved(columns, column_tiles).data : block.proj.weight;
     const float* bias = block.qkv.bias + head * width;
     for (int64_t panel = 0; 2 * panel < column_tiles; ++panel)
       product_panel<Number>(y, row_tiles, columns, column_tiles, layout.stream_steps, panel, next,
-                            [&](int64_t row, int64_t column, int64_t wide, const float* sums) {
-                              char* to = head_rows + row * layout.line + column * Number::kBytes;
+                            [&](int64_t row, int64_t column, int64_t wide, const auto& value) {
+                              char* to = head_rows + row * layout.line + column * Inner::kBytes;
                               for (int64_t c = 0; c < wide; c += kLanes)
-                                Number::put(to + c * Number::kBytes, layout.part,
-                                            load(sums + c) + load(bias + column + c));
+                                Inner::put(to + c * Inner::kBytes, layout.part,
+                                           value(c) + load(bias + column + c));
                             });
-    const int64_t third = layout.head_width * Number::kBytes;
+    const int64_t third = layout.head_width * Inner::kBytes;
     for (int64_t image = 0; image < images; ++image) {
-      const char* q = head_rows + image * shape.tokens() * layout.line;
-      attention<Number>(q, q + third, q + 2 * third, layout.line, layout.part, shape.tokens(),
-                        shape.head_dim(), block.scale, own + layout.attention, mixed,
-                        layout.mixed_steps, image * shape.tokens(), head * layout.head_padded);
+      const int64_t first = image * shape.tokens(), channel = head * layout.head_padded;
+      const char* q = head_rows + first * layout.line;
+      RowWriter<Number> out{mixed, true, nullptr};
+      attention<Inner>(q, q + third, q + 2 * third, layout.line, layout.part, shape.tokens(),
+                       shape.head_dim(), block.scale, own + layout.attention,
+                       [&](int64_t row, int64_t c, Vec value) {
+                         if constexpr (Number::kByRow)
+                           out.line = mixed_floats + (first + row) * layout.mixed_stride;
+                         out.put(first + row, channel + c, value);
+                       });
     }
   });
-  accumulate<Number>(member, tiled<Number>(mixed, layout.mixed_steps), row_tiles,
-                     tiled<Number>(block.proj.weight, layout.mixed_steps), tiles(shape.dim),
-                     layout.mixed_steps, block.fc1.weight, x, stride);
+  whole_rows(mixed_floats, layout.mixed_stride, layout.mixed_width, true, mixed);
+  accumulate<Number>(
+      member, mixed, row_tiles,
+      packed_columns<Number>(block.proj.weight, tiles(shape.dim), layout.mixed_steps),
+      tiles(shape.dim), layout.mixed_steps, block.fc1.weight, x, stride);
   norm(block.norm2, block.fc2.bias);
 
-  const Operand in = tiled<Number>(block.fc1.weight, layout.stream_steps);
-  const Operand out = tiled<Number>(block.fc2.weight, layout.hidden_steps);
+  const int64_t hidden_tiles = layout.hidden_steps * Number::kDepth / kSide;
+  const Operand in = packed_columns<Number>(block.fc1.weight, hidden_tiles, layout.stream_steps);
+  const Operand out =
+      packed_columns<Number>(block.fc2.weight, tiles(shape.dim), layout.hidden_steps);
+  const float shift = hidden_shift<Number>(shape);
+  float* hidden_floats = reinterpret_cast<float*>(shared + layout.hidden_floats);
   for (int64_t first = 0; first < shape.hidden; first += kSlice) {
     const int64_t left = shape.hidden - first, wide = left < kSlice ? left : kSlice;
     const int64_t wide_steps = steps<Number>(wide),
                   wide_tiles = wide_steps * Number::kDepth / kSide;
+    const Operand hidden = packed_rows<Number>(shared + layout.hidden, layout.rows, wide_steps);
     const Operand in_slice = moved(in, first / kSide);
     Operand out_slice = out;
     out_slice.data += first / Number::kDepth * out.step;
     const float* bias = block.fc1.bias + first;
     product<Number>(member, y, row_tiles, in_slice, wide_tiles, layout.stream_steps, out_slice.data,
-                    [&](int64_t row, int64_t column, int64_t columns, const float* sums) {
+                    [&](int64_t row, int64_t column, int64_t columns, const auto& value) {
+                      RowWriter<Number> put{hidden, false, nullptr};
+                      if constexpr (Number::kByRow)
+                        put.line = hidden_floats + row * layout.hidden_stride;
                       for (int64_t c = 0; c < columns; c += kLanes)
-                        Number::put(
-                            place<Number>(hidden, wide_steps, row, column + c), kTileBytes,
-                            activated(shape.relu6, load(sums + c) + load(bias + column + c)));
+                        put.put(row, column + c,
+                                activated(shape.relu6, shift, value(c) + load(bias + column + c)));
                     });
+    whole_rows(hidden_floats, layout.hidden_stride, wide_steps * Number::kDepth, false, hidden);
     const char* next = left > kSlice ? moved(in_slice, kSlice / kSide).data : after;
-    accumulate<Number>(member, tiled<Number>(hidden, wide_steps), row_tiles, out_slice,
-                       tiles(shape.dim), wide_steps, next, x, stride);
+    accumulate<Number>(member, hidden, row_tiles, out_slice, tiles(shape.dim), wide_steps, next, x,
+                       stride);
   }
 }
 

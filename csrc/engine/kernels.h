@@ -27,17 +27,24 @@ struct EnginePass {
 
 // A number format: how weights are packed for it, how much memory it needs, and the work itself.
 struct EngineFormat {
-  int64_t depth;  // channels are padded to a multiple of it
+  int64_t depth;       // channels are padded to a multiple of it
+  int64_t head_depth;  // and those of a head to one of this
   int64_t (*packed_bytes)(int64_t columns, int64_t channels);
-  void (*pack)(const float* weight, int64_t columns, int64_t channels, char* to);
+  // `has_zero`: the rows of the product have both signs. `sums`, of each column as it is packed.
+  void (*pack)(const float* weight, int64_t columns, int64_t channels, char* to, bool has_zero,
+               float* sums);
+  // What is added to the hidden channels, and has to be taken back behind the second layer.
+  float (*hidden_shift)(const EngineShape& shape);
   int64_t (*shared_bytes)(const EngineShape& shape, int64_t images);
   int64_t (*own_bytes)(const EngineShape& shape, int64_t images);
   void (*work)(const EnginePass& pass, char* own);
 };
 
 struct EngineKernels {
-  EngineFormat float32, bfloat16;
-  EngineFormat high;  // float32 by split-precision products where that is faster
+  EngineFormat float32;
+  // The next are float32 where the processor is no faster in them: by split-precision products, in
+  // bfloat16, and in bytes.
+  EngineFormat high, bfloat16, int8;
 };
 
 const EngineKernels& engine_kernels(Isa level);

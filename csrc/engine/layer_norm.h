@@ -1,25 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "engine/number.h"
+#include "engine/rows.h"
 #include "engine/shape.h"
 
 namespace fiqa_fast::FIQA_FAST_ISA {
-
-FIQA_FAST_INLINE float total(Vec value) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(value.part[0]);
-#else
-  return sum(value);
-#endif
-}
 
 // The LayerNorm of rows [begin, end) of x into a tiled left operand, and on the way what the next
 // product's sums begin at: x += then.
 template <class Number>
 FIQA_FAST_INLINE void layer_norm(float* x, int64_t stride, int64_t begin, int64_t end, int64_t dim,
-                                 const EngineNorm& norm, const float* then, char* out) {
-  const int64_t step_count = steps<Number>(dim), last = (dim - 1) / kLanes * kLanes;
+                                 const EngineNorm& norm, const float* then, RowWriter<Number> out) {
+  const int64_t last = (dim - 1) / kLanes * kLanes;
   const Vec inside = fill_from(broadcast(1), dim - last, 0);  // the last lanes may be padding
   const float scale = 1.0f / static_cast<float>(dim);
   for (int64_t r = begin; r < end; ++r) {
@@ -39,9 +31,9 @@ FIQA_FAST_INLINE void layer_norm(float* x, int64_t stride, int64_t begin, int64_
     for (int64_t c = 0; c < dim; c += kLanes) {
       const Vec value = load(row + c);
       store(row + c, value + load(then + c));
-      Number::put(place<Number>(out, step_count, r, c), kTileBytes,
-                  fma((value - mean) * factor, load(norm.weight + c), load(norm.bias + c)));
+      out.put(r, c, fma((value - mean) * factor, load(norm.weight + c), load(norm.bias + c)));
     }
+    out.end(r, last + kLanes);
   }
 }
 

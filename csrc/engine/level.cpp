@@ -13,12 +13,18 @@ struct TileRegisters {};
 
 template <class Number>
 int64_t packed_bytes(int64_t columns, int64_t channels) {
-  return tiled_bytes<Number>(columns, channels);
+  return column_bytes<Number>(columns, channels);
 }
 
 template <class Number>
-void pack(const float* weight, int64_t columns, int64_t channels, char* to) {
-  pack_columns<Number>(weight, columns, channels, to);
+void pack(const float* weight, int64_t columns, int64_t channels, char* to, bool has_zero,
+          float* sums) {
+  pack_columns<Number>(weight, columns, channels, to, has_zero, sums);
+}
+
+template <class Number>
+float shift(const EngineShape& shape) {
+  return hidden_shift<Number>(shape);
 }
 
 // The patches need their memory before the blocks need theirs.
@@ -50,8 +56,8 @@ void work(const EnginePass& pass, char* own) {
 
 template <class Number>
 constexpr EngineFormat format() {
-  return {Number::kDepth,       packed_bytes<Number>, pack<Number>,
-          shared_bytes<Number>, own_bytes<Number>,    work<Number>};
+  return {Number::kDepth, Number::Inner::kDepth, packed_bytes<Number>, pack<Number>,
+          shift<Number>,  shared_bytes<Number>,  own_bytes<Number>,    work<Number>};
 }
 
 }  // namespace
@@ -59,9 +65,18 @@ constexpr EngineFormat format() {
 extern const EngineKernels engine_table;
 const EngineKernels engine_table = {
     format<Float32>(),
-    format<Bfloat16>(),
 #if defined(__AMX_BF16__)
     format<SplitFloat32>(),
+#else
+    format<Float32>(),
+#endif
+#if defined(__AVX512BF16__)
+    format<Bfloat16>(),
+#else
+    format<Float32>(),
+#endif
+#if defined(__AVX2__)
+    format<Int8>(),
 #else
     format<Float32>(),
 #endif

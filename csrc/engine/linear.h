@@ -3,7 +3,9 @@
 // while all rows pass it; panels are what threads share.
 #pragma once
 
+#include "engine/columns.h"
 #include "engine/multiply.h"
+#include "engine/rows.h"
 #include "engine/team.h"
 
 namespace fiqa_fast::FIQA_FAST_ISA {
@@ -12,6 +14,21 @@ namespace fiqa_fast::FIQA_FAST_ISA {
 struct Sums {
   alignas(64) float data[32 * 32];
   int64_t row, rows;
+};
+
+// A row of such a block as floats: value(i) is its sums i to i + 15.
+template <class Number>
+struct RowOfSums {
+  const float* data;
+  Vec unit;            // of the row
+  const float* units;  // of the columns
+
+  __attribute__((always_inline)) Vec operator()(int64_t i) const {
+    if constexpr (Number::kByRow)
+      return floats(load_counts(data + i)) * (unit * load(units + i));
+    else
+      return load(data + i);
+  }
 };
 
 // What is done between the steps of a product while the tile unit works: the weights that come next
@@ -44,7 +61,7 @@ FIQA_FAST_INLINE int64_t lines_per_step(const char* next, int64_t row_tiles, int
   return parts_of(bytes, parts_of(row_tiles, 2) * step_count * kLineBytes);
 }
 
-// One panel of columns with all rows: done(row, column, width, sums) for each row and up to 32
+// One panel of columns with all rows: done(row, column, width, value) for each row and up to 32
 // columns. `after` is what will be read next, or null.
 template <class Number, class Done>
 FIQA_FAST_INLINE void product_panel(const Operand& a, int64_t row_tiles, const Operand& b,
@@ -55,10 +72,12 @@ FIQA_FAST_INLINE void product_panel(const Operand& a, int64_t row_tiles, const O
   const Operand columns = moved(b, tile);
   const char* next = tile + 2 < column_tiles ? moved(b, tile + 2).data : after;
   const auto row_done = [&](int64_t row, const float* sums) {
+    RowOfSums<Number> value{sums, {}, columns.units};
+    if constexpr (Number::kByRow) value.unit = broadcast(a.units[row]);
     if (two)
-      done(row, tile * kSide, 32, sums);
+      done(row, tile * kSide, 32, value);
     else
-      done(row, tile * kSide, 16, sums);
+      done(row, tile * kSide, 16, value);
   };
   Sums sums[2];  // by turns
   sums[1].rows = 0;
@@ -109,10 +128,10 @@ FIQA_FAST_INLINE void accumulate(Member& member, const Operand& a, int64_t row_t
     });
   } else {
     product<Number>(member, a, row_tiles, b, column_tiles, step_count, after,
-                    [&](int64_t row, int64_t column, int64_t width, const float* sums) {
+                    [&](int64_t row, int64_t column, int64_t width, const auto& value) {
                       float* to = c + row * stride + column;
                       for (int64_t i = 0; i < width; i += kLanes)
-                        store(to + i, load(to + i) + load(sums + i));
+                        store(to + i, load(to + i) + value(i));
                     });
   }
 }

@@ -17,21 +17,14 @@ struct Idle {
   FIQA_FAST_INLINE void step() {}
 };
 
-// Rows at a time, and tiles of columns at a time: as many sums as there are registers for.
-#if defined(__AVX512F__)
-constexpr int kBlockRows = 8, kBlockTiles = 2;
-#elif defined(__AVX2__) || defined(__aarch64__)
-constexpr int kBlockRows = 4, kBlockTiles = 1;
-#else
-constexpr int kBlockRows = 2, kBlockTiles = 1;
-#endif
-
-// A line of columns as the instruction takes it, made once for all rows.
+// A line of columns as the instruction takes it, made once for all rows, and what its products are
+// added to.
 template <class Number>
 struct Line;
 
 template <>
 struct Line<Float32> {
+  using Sum = Vec;
   Vec value;
   FIQA_FAST_INLINE Line of(const char* line) {
     return {load(reinterpret_cast<const float*>(line))};
@@ -41,6 +34,9 @@ struct Line<Float32> {
     memcpy(&value, word, sizeof(value));
     return broadcast(value);
   }
+  FIQA_FAST_INLINE Vec begin(const Operand&, int64_t) { return broadcast(0); }
+  FIQA_FAST_INLINE Vec load_sum(const float* from) { return load(from); }
+  FIQA_FAST_INLINE void store_sum(float* to, Vec sum) { store(to, sum); }
   FIQA_FAST_INLINE Vec add(const Line& line, Vec word, Vec sum) {
     return fma(word, line.value, sum);
   }
@@ -49,6 +45,7 @@ struct Line<Float32> {
 #if defined(__AVX512BF16__)
 template <>
 struct Line<Bfloat16> {
+  using Sum = Vec;
   __m512i value;
   FIQA_FAST_INLINE Line of(const char* line) { return {_mm512_loadu_si512(line)}; }
   FIQA_FAST_INLINE __m512i word(const char* word) {
@@ -56,63 +53,133 @@ struct Line<Bfloat16> {
     memcpy(&value, word, sizeof(value));
     return _mm512_set1_epi32(value);
   }
+  FIQA_FAST_INLINE Vec begin(const Operand&, int64_t) { return broadcast(0); }
+  FIQA_FAST_INLINE Vec load_sum(const float* from) { return load(from); }
+  FIQA_FAST_INLINE void store_sum(float* to, Vec sum) { store(to, sum); }
   FIQA_FAST_INLINE Vec add(const Line& line, __m512i word, Vec sum) {
     return {{_mm512_dpbf16_ps(sum.part[0], (__m512bh)word, (__m512bh)line.value)}};
   }
 };
+#endif
+
+#if defined(__AVX2__)
+// Four products of bytes for every sum. Before VNNI they are added in pairs, in sixteen bits: see
+// Int8::kColumnTop.
+FIQA_FAST_INLINE Ints add_bytes(Ints sum, Ints row, Ints column) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)row, (__m512i)column);
+#elif defined(__AVX512F__)
+  const __m512i pairs = _mm512_maddubs_epi16((__m512i)row, (__m512i)column);
+  return sum + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 #else
+  const __m256i pairs = _mm256_maddubs_epi16((__m256i)row, (__m256i)column);
+  return sum + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+}
+
 template <>
-struct Line<Bfloat16> {
-  Vec even, odd;  // channels
-  struct Word {
-    Vec even, odd;
-  };
+struct Line<Int8> {
+  using Sum = Counts;
+  Counts value;
   FIQA_FAST_INLINE Line of(const char* line) {
-    const Vec both = load(reinterpret_cast<const float*>(line));
-    Line out;
-    for (int p = 0; p < kParts; ++p) {
-      out.even.part[p] = (Floats)((Words)both.part[p] << 16);
-      out.odd.part[p] = (Floats)((Words)both.part[p] & 0xffff0000u);
-    }
-    return out;
+    return {load_counts(reinterpret_cast<const float*>(line))};
   }
-  FIQA_FAST_INLINE Word word(const char* word) {
-    uint32_t value, low, high;
+  FIQA_FAST_INLINE Ints word(const char* word) {
+    int32_t value;
     memcpy(&value, word, sizeof(value));
-    low = value << 16, high = value & 0xffff0000u;
-    float even, odd;
-    memcpy(&even, &low, sizeof(even));
-    memcpy(&odd, &high, sizeof(odd));
-    return {broadcast(even), broadcast(odd)};
+    return value - Ints{};
   }
-  FIQA_FAST_INLINE Vec add(const Line& line, const Word& word, Vec sum) {
-    return fma(word.odd, line.odd, fma(word.even, line.even, sum));
+  FIQA_FAST_INLINE Counts begin(const Operand& columns, int64_t tile) {
+    return load_counts(reinterpret_cast<const float*>(columns.begin + tile * kSide));
+  }
+  FIQA_FAST_INLINE Counts load_sum(const float* from) { return load_counts(from); }
+  FIQA_FAST_INLINE void store_sum(float* to, Counts sum) { store_counts(to, sum); }
+  FIQA_FAST_INLINE Counts add(const Line& line, Ints word, Counts sum) {
+    for (int p = 0; p < kParts; ++p) sum.part[p] = add_bytes(sum.part[p], word, line.value.part[p]);
+    return sum;
   }
 };
 #endif
 
-// c, of rows of `stride` floats, becomes or grows by the product.
-template <class Number, bool kAdd, int kTiles>
-FIQA_FAST_INLINE void multiply_rows(const char* rows, const Operand& a, const Operand& b,
-                                    int64_t step_count, float* c, int64_t stride) {
-  Vec sums[kBlockRows][kTiles];
-  for (int r = 0; r < kBlockRows; ++r)
-    for (int t = 0; t < kTiles; ++t)
-      sums[r][t] = kAdd ? load(c + r * stride + t * kSide) : broadcast(0);
+// How a tile of rows is cut: as many sums at a time as there are registers for, beside the lines
+// and a word. The sums of integers, one cycle each, need no more than hide the multiplications.
+#if defined(__AVX512F__)
+constexpr int kTilesAtOnce = 2;
+template <class Number>
+struct Cut {
+  static constexpr int kRows[] = {8, 8};
+};
+#elif defined(__AVX2__)
+constexpr int kTilesAtOnce = 1;
+template <class Number>
+struct Cut {
+  static constexpr int kRows[] = {6, 5, 5};
+};
+template <>
+struct Cut<Int8> {
+  static constexpr int kRows[] = {4, 4, 4, 4};
+};
+#elif defined(__aarch64__)
+constexpr int kTilesAtOnce = 1;
+template <class Number>
+struct Cut {
+  static constexpr int kRows[] = {4, 4, 4, 4};
+};
+#else
+constexpr int kTilesAtOnce = 1;
+template <class Number>
+struct Cut {
+  static constexpr int kRows[] = {2, 2, 2, 2, 2, 2, 2, 2};
+};
+#endif
+
+// Steps at a time: sixteen columns of so many stay in the first cache while rows pass them.
+constexpr int64_t kStepsAtOnce = 16;
+
+// c, of rows of `stride` floats, becomes or grows by the product of kRows rows of a tile. Not
+// inlined: the loops are long beside a call, and there are many callers.
+template <class Number, int kRows, int kTiles>
+static __attribute__((noinline)) void multiply_rows(const char* rows, const Operand& b,
+                                                    int64_t step_count, bool add, float* c,
+                                                    int64_t stride) {
+  using L = Line<Number>;
+  typename L::Sum sums[kRows][kTiles];
+  if (add) {
+    for (int r = 0; r < kRows; ++r)
+      for (int t = 0; t < kTiles; ++t) sums[r][t] = L::load_sum(c + r * stride + t * kSide);
+  } else {
+    for (int t = 0; t < kTiles; ++t) {
+      const auto begin = L::begin(b, t);
+      for (int r = 0; r < kRows; ++r) sums[r][t] = begin;
+    }
+  }
   const char* columns = b.data;
-  for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step)
+  const int64_t tile = b.tile;
+  for (int64_t step = 0; step < step_count; ++step, rows += kTileBytes, columns += kTileBytes)
     for (int64_t word = 0; word < kSide; ++word) {
-      Line<Number> lines[kTiles];
-      for (int t = 0; t < kTiles; ++t)
-        lines[t] = Line<Number>::of(columns + t * b.tile + word * kLineBytes);
-      for (int r = 0; r < kBlockRows; ++r) {
-        const auto factor = Line<Number>::word(rows + r * a.line + word * 4);
-        for (int t = 0; t < kTiles; ++t)
-          sums[r][t] = Line<Number>::add(lines[t], factor, sums[r][t]);
+      L lines[kTiles];
+      for (int t = 0; t < kTiles; ++t) lines[t] = L::of(columns + t * tile + word * kLineBytes);
+// Else GCC takes two words at a time, for which there are too few registers.
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const auto factor = L::word(rows + r * kLineBytes + word * 4);
+        for (int t = 0; t < kTiles; ++t) sums[r][t] = L::add(lines[t], factor, sums[r][t]);
       }
     }
-  for (int r = 0; r < kBlockRows; ++r)
-    for (int t = 0; t < kTiles; ++t) store(c + r * stride + t * kSide, sums[r][t]);
+  for (int r = 0; r < kRows; ++r)
+    for (int t = 0; t < kTiles; ++t) L::store_sum(c + r * stride + t * kSide, sums[r][t]);
+}
+
+// All rows of a tile, cut as the registers want it; the I-th cut and those behind it.
+template <class Number, int kTiles, int I = 0>
+FIQA_FAST_INLINE void multiply_tile(const char* rows, const Operand& b, int64_t step_count,
+                                    bool add, float* c, int64_t stride) {
+  constexpr auto& kRows = Cut<Number>::kRows;
+  if constexpr (I < static_cast<int>(sizeof(kRows) / sizeof(kRows[0]))) {
+    multiply_rows<Number, kRows[I], kTiles>(rows, b, step_count, add, c, stride);
+    multiply_tile<Number, kTiles, I + 1>(rows + kRows[I] * kLineBytes, b, step_count, add,
+                                         c + kRows[I] * stride, stride);
+  }
 }
 
 template <class Number, bool kAdd, int kRowTiles, int kColumnTiles>
@@ -120,17 +187,18 @@ struct Multiply {
   template <class Meanwhile>
   FIQA_FAST_INLINE void run(const Operand& a, const Operand& b, int64_t step_count, float* c,
                             int64_t stride, Meanwhile&) {
-    for (int64_t row = 0; row < kRowTiles * kSide; row += kBlockRows) {
-      const char* rows = a.data + row / kSide * a.tile + row % kSide * a.line;
-      float* sums = c + row * stride;
-      if constexpr (kColumnTiles == 2 && kBlockTiles == 2) {
-        multiply_rows<Number, kAdd, 2>(rows, a, b, step_count, sums, stride);
-      } else {
-        for (int64_t t = 0; t < kColumnTiles; ++t)
-          multiply_rows<Number, kAdd, 1>(rows, a, moved(b, t), step_count, sums + t * kSide,
-                                         stride);
+    constexpr int kTiles = kColumnTiles == kTilesAtOnce ? kTilesAtOnce : 1;
+    for (int64_t t = 0; t < kColumnTiles; t += kTiles)
+      for (int64_t first = 0; first < step_count; first += kStepsAtOnce) {
+        const int64_t left = step_count - first;
+        Operand columns = moved(b, t);
+        columns.data += first * b.step;
+        for (int64_t r = 0; r < kRowTiles; ++r)
+          multiply_tile<Number, kTiles>(a.data + r * a.tile + first * a.step, columns,
+                                        left < kStepsAtOnce ? left : kStepsAtOnce,
+                                        kAdd || first > 0, c + r * kSide * stride + t * kSide,
+                                        stride);
       }
-    }
   }
 };
 
@@ -163,6 +231,23 @@ struct Multiply<SplitFloat32, kAdd, kRowTiles, kColumnTiles> {
       amx::add<kRowTiles, kColumnTiles>(rows + a.part, a, columns, b);
       amx::add<kRowTiles, kColumnTiles>(rows, a, columns + b.part, b);
       amx::add<kRowTiles, kColumnTiles>(rows, a, columns, b);
+    }
+    amx::end<kRowTiles, kColumnTiles>(c, stride);
+  }
+};
+
+template <bool kAdd, int kRowTiles, int kColumnTiles>
+struct Multiply<Int8, kAdd, kRowTiles, kColumnTiles> {
+  static_assert(!kAdd);
+  template <class Meanwhile>
+  FIQA_FAST_INLINE void run(const Operand& a, const Operand& b, int64_t step_count, float* c,
+                            int64_t stride, Meanwhile& meanwhile) {
+    // The same line for all rows.
+    amx::begin<true, kRowTiles, kColumnTiles>(reinterpret_cast<const float*>(b.begin), 0);
+    const char *rows = a.data, *columns = b.data;
+    for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
+      meanwhile.step();
+      amx::add<kRowTiles, kColumnTiles, amx::Bytes>(rows, a, columns, b);
     }
     amx::end<kRowTiles, kColumnTiles>(c, stride);
   }

@@ -40,6 +40,10 @@ namespace amx {
 #define FIQA_FAST_TILE_BF16(sum, a, b) \
   asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::: "memory")
 
+// Rows are unsigned bytes, columns signed ones.
+#define FIQA_FAST_TILE_INT8(sum, a, b) \
+  asm volatile("tdpbusd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::: "memory")
+
 template <bool kAdd, int kRowTiles, int kColumnTiles>
 FIQA_FAST_INLINE void begin(const float* c, int64_t stride) {
   if constexpr (kAdd) {
@@ -59,20 +63,31 @@ FIQA_FAST_INLINE void begin(const float* c, int64_t stride) {
 
 // A panel of columns meets row after row. Together with the rows it would be more than the first
 // cache, and each would drive out the other (measured on a ViT-S: a seventh of the time).
-template <int kRowTiles, int kColumnTiles>
+struct Halves {};
+struct Bytes {};
+
+#define FIQA_FAST_TILE_PRODUCT(sum, a, b)   \
+  do {                                      \
+    if constexpr (__is_same(Number, Bytes)) \
+      FIQA_FAST_TILE_INT8(sum, a, b);       \
+    else                                    \
+      FIQA_FAST_TILE_BF16(sum, a, b);       \
+  } while (false)
+
+template <int kRowTiles, int kColumnTiles, class Number = Halves>
 FIQA_FAST_INLINE void add(const char* rows, const Operand& a, const char* columns,
                           const Operand& b) {
-  FIQA_FAST_TILE_STREAM(4, rows, a.line);
-  FIQA_FAST_TILE_LOAD(6, columns, b.line);
-  FIQA_FAST_TILE_BF16(0, 4, 6);
+  FIQA_FAST_TILE_STREAM(4, rows, kLineBytes);
+  FIQA_FAST_TILE_LOAD(6, columns, kLineBytes);
+  FIQA_FAST_TILE_PRODUCT(0, 4, 6);
   if constexpr (kColumnTiles == 2) {
-    FIQA_FAST_TILE_LOAD(7, columns + b.tile, b.line);
-    FIQA_FAST_TILE_BF16(1, 4, 7);
+    FIQA_FAST_TILE_LOAD(7, columns + b.tile, kLineBytes);
+    FIQA_FAST_TILE_PRODUCT(1, 4, 7);
   }
   if constexpr (kRowTiles == 2) {
-    FIQA_FAST_TILE_STREAM(5, rows + a.tile, a.line);
-    FIQA_FAST_TILE_BF16(2, 5, 6);
-    if constexpr (kColumnTiles == 2) FIQA_FAST_TILE_BF16(3, 5, 7);
+    FIQA_FAST_TILE_STREAM(5, rows + a.tile, kLineBytes);
+    FIQA_FAST_TILE_PRODUCT(2, 5, 6);
+    if constexpr (kColumnTiles == 2) FIQA_FAST_TILE_PRODUCT(3, 5, 7);
   }
 }
 

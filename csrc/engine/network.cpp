@@ -58,6 +58,11 @@ void Network::add_block(const BlockTensors& tensors) {
   // Columns beyond the hidden channels are there, and give zeros: they are channels of fc2.
   std::vector<float> fc1(static_cast<size_t>(width * shape_.dim));
   std::copy_n(tensors.fc1.weight, shape_.hidden * shape_.dim, fc1.data());
+  std::vector<float> sums(static_cast<size_t>(shape_.dim)), fc2_bias(sums.size());
+  const char* fc2 = packed(format_, tensors.fc2.weight, shape_.dim, shape_.hidden, false, &sums);
+  const float shift = format_.hidden_shift(shape_);
+  for (size_t i = 0; i < sums.size(); ++i)
+    fc2_bias[i] = (tensors.fc2.bias == nullptr ? 0 : tensors.fc2.bias[i]) - shift * sums[i];
   blocks_.push_back({
       tensors.scale,
       norm(tensors.norm1),
@@ -66,8 +71,7 @@ void Network::add_block(const BlockTensors& tensors) {
       proj(tensors.proj),
       {packed(format_, fc1.data(), width, shape_.dim),
        padded(tensors.fc1.bias, shape_.hidden, width)},
-      {packed(format_, tensors.fc2.weight, shape_.dim, shape_.hidden),
-       padded(tensors.fc2.bias, shape_.dim, shape_.dim)},
+      {fc2, padded(fc2_bias.data(), shape_.dim, shape_.dim)},
   });
 }
 
@@ -79,7 +83,7 @@ EngineNorm Network::norm(const NormTensors& tensors) {
 // A head's queries, keys and values side by side, each padded to whole steps.
 EngineLinear Network::qkv(const LinearTensors& tensors) {
   const int64_t dim = shape_.dim, head_dim = shape_.head_dim();
-  const int64_t width = rounded_up(head_dim, format_.depth);
+  const int64_t width = rounded_up(head_dim, format_.head_depth);
   std::vector<float> weight(static_cast<size_t>(shape_.heads * 3 * width * dim));
   std::vector<float> bias(static_cast<size_t>(shape_.heads * 3 * width));
   for (int64_t head = 0; head < shape_.heads; ++head)
@@ -124,9 +128,10 @@ const float* Network::padded(const float* values, int64_t count, int64_t width, 
 }
 
 const char* Network::packed(const EngineFormat& format, const float* weight, int64_t columns,
-                            int64_t channels) {
+                            int64_t channels, bool has_zero, std::vector<float>* sums) {
   const char* to = keep(format.packed_bytes(columns, channels), nullptr);
-  format.pack(weight, columns, channels, const_cast<char*>(to));
+  format.pack(weight, columns, channels, const_cast<char*>(to), has_zero,
+              sums == nullptr ? nullptr : sums->data());
   return to;
 }
 

@@ -75,7 +75,7 @@ class Network {
   const char* keep(int64_t bytes, const void* from);
   const float* padded(const float* values, int64_t count, int64_t width, float otherwise = 0);
   const char* packed(const EngineFormat& format, const float* weight, int64_t columns,
-                     int64_t channels);
+                     int64_t channels, bool has_zero = true, std::vector<float>* sums = nullptr);
   EngineNorm norm(const NormTensors& tensors);
   EngineLinear qkv(const LinearTensors& tensors);
   EngineLinear proj(const LinearTensors& tensors);

@@ -1,10 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-// The number formats of products. All of them add up in float32.
+// The number formats of products. Floats add up in float32, integers exactly.
 #pragma once
 
 #include "engine/tile.h"
 
 namespace fiqa_fast::FIQA_FAST_ISA {
+
+// Sixteen sums of integers, kept where those of floats are.
+struct Counts {
+  Ints part[kParts];
+};
+
+FIQA_FAST_INLINE Counts load_counts(const float* from) {
+  Counts out;
+  for (int p = 0; p < kParts; ++p)
+    out.part[p] = *reinterpret_cast<const IntsAnywhere*>(from + p * kWidth);
+  return out;
+}
+
+FIQA_FAST_INLINE void store_counts(float* to, Counts value) {
+  for (int p = 0; p < kParts; ++p)
+    *reinterpret_cast<IntsAnywhere*>(to + p * kWidth) = value.part[p];
+}
+
+FIQA_FAST_INLINE Vec floats(Counts value) {
+  Vec out;
+  for (int p = 0; p < kParts; ++p) out.part[p] = __builtin_convertvector(value.part[p], Floats);
+  return out;
+}
 
 FIQA_FAST_INLINE Halves to_bfloat16(Floats value) {
 #if defined(__AVX512BF16__)
@@ -15,6 +38,8 @@ FIQA_FAST_INLINE Halves to_bfloat16(Floats value) {
 }
 
 struct Float32 {
+  using Inner = Float32;  // of attention's products
+  static constexpr bool kByRow = false;
   static constexpr int64_t kBytes = 4, kParts = 1;
   static constexpr int64_t kDepth = kLineBytes / kBytes;  // channels of a step
   // Sums begin at zero, and are added to the residual stream when they are complete: their
@@ -26,7 +51,10 @@ struct Float32 {
   }
 };
 
+#if defined(__AVX512BF16__)
 struct Bfloat16 {
+  using Inner = Bfloat16;
+  static constexpr bool kByRow = false;
   static constexpr int64_t kBytes = 2, kParts = 1;
   static constexpr int64_t kDepth = kLineBytes / kBytes;
   // Sums begin at what they are added to: float32's last place is nothing beside bfloat16's.
@@ -38,9 +66,14 @@ struct Bfloat16 {
   }
 };
 
+#endif
+
+#if defined(__AMX_BF16__)
 // A float32 as two bfloat16, the second what the first leaves: sixteen bits of mantissa. Of the
 // four products of two such numbers the one of both seconds is left out.
 struct SplitFloat32 {
+  using Inner = SplitFloat32;
+  static constexpr bool kByRow = false;
   static constexpr int64_t kBytes = 2, kParts = 2;
   static constexpr int64_t kDepth = kLineBytes / kBytes;
   static constexpr bool kAddInPlace = false;
@@ -55,24 +88,33 @@ struct SplitFloat32 {
   }
 };
 
+#endif
+
+// Bytes: a row's are 0 to 255 and a column's are signed, each with a unit of its own. Only whole
+// rows can be put, because the largest number of a row decides its unit (see rows.h).
+struct Int8 {
+#if defined(__AVX512BF16__)
+  using Inner = Bfloat16;
+#else
+  using Inner = Float32;
+#endif
+  static constexpr bool kByRow = true;
+  static constexpr int64_t kBytes = 1, kParts = 1;
+  static constexpr int64_t kDepth = kLineBytes / kBytes;
+  static constexpr bool kAddInPlace = false;
+  // Where rows have both signs, this byte is zero.
+  static constexpr int32_t kZero = 128;
+#if defined(__AVX512VNNI__)
+  static constexpr float kColumnTop = 127;
+#else
+  // The instruction adds two products in sixteen bits: 2 x 255 x 64 is the most that fits them.
+  static constexpr float kColumnTop = 64;
+#endif
+};
+
 template <class Number>
 FIQA_FAST_INLINE int64_t steps(int64_t channels) {
   return parts_of(channels, Number::kDepth);
-}
-
-// An operand of whole tiles, one after the other: [tiles][steps][parts][16][64 bytes].
-template <class Number>
-FIQA_FAST_INLINE Operand tiled(const char* data, int64_t step_count) {
-  constexpr int64_t kStep = Number::kParts * kTileBytes;
-  return {data, step_count * kStep, kStep, kLineBytes, kTileBytes};
-}
-
-// Where channel `channel`, a multiple of sixteen, of row `row` is in a tiled left operand.
-template <class Number>
-FIQA_FAST_INLINE char* place(char* data, int64_t step_count, int64_t row, int64_t channel) {
-  const int64_t tile = row / kSide * step_count + channel / Number::kDepth;
-  return data + tile * Number::kParts * kTileBytes + row % kSide * kLineBytes +
-         channel % Number::kDepth * Number::kBytes;
 }
 
 // Bytes of a tiled operand.
@@ -81,26 +123,19 @@ FIQA_FAST_INLINE int64_t tiled_bytes(int64_t rows, int64_t channels) {
   return tiles(rows) * steps<Number>(channels) * Number::kParts * kTileBytes;
 }
 
-// A weight's rows [columns][channels], float32, to a tiled right operand; the rest is zero.
+// An operand of whole tiles, one after the other: [tiles][steps][parts][16][64 bytes].
 template <class Number>
-FIQA_FAST_INLINE void pack_columns(const float* weight, int64_t columns, int64_t channels,
-                                   char* to) {
-  const int64_t step_count = steps<Number>(channels);
-  constexpr int64_t kWord = 4 / Number::kBytes;  // numbers in a word
-  memset(to, 0, tiled_bytes<Number>(columns, channels));
-  for (int64_t column = 0; column < columns; ++column)
-    for (int64_t channel = 0; channel < channels; channel += kLanes) {
-      const int64_t left = channels - channel < kLanes ? channels - channel : kLanes;
-      alignas(64) char lanes[2 * kLineBytes];
-      Number::put(lanes, kLineBytes, load_some(weight + column * channels + channel, 1, left));
-      const int64_t tile = column / kSide * step_count + channel / Number::kDepth;
-      char* line = to + tile * Number::kParts * kTileBytes + column % kSide * 4 +
-                   channel % Number::kDepth / kWord * kLineBytes;
-      for (int64_t part = 0; part < Number::kParts; ++part)
-        for (int64_t word = 0; word < kLanes / kWord; ++word)
-          memcpy(line + part * kTileBytes + word * kLineBytes, lanes + part * kLineBytes + word * 4,
-                 4);
-    }
+FIQA_FAST_INLINE Operand tiled(const char* data, int64_t step_count) {
+  constexpr int64_t kStep = Number::kParts * kTileBytes;
+  return {data, step_count * kStep, kStep, kTileBytes};
+}
+
+// Where channel `channel`, a multiple of sixteen, of row `row` is in a tiled left operand.
+template <class Number>
+FIQA_FAST_INLINE char* place(char* data, int64_t step_count, int64_t row, int64_t channel) {
+  const int64_t tile = row / kSide * step_count + channel / Number::kDepth;
+  return data + tile * Number::kParts * kTileBytes + row % kSide * kLineBytes +
+         channel % Number::kDepth * Number::kBytes;
 }
 
 }  // namespace fiqa_fast::FIQA_FAST_ISA

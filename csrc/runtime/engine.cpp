@@ -51,7 +51,8 @@ const EngineFormat& format_of(const EngineKernels& kernels, const std::string& n
   if (name == "float32") return kernels.float32;
   if (name == "bfloat16") return kernels.bfloat16;
   if (name == "high") return kernels.high;
-  throw py::value_error("format should be float32, bfloat16 or high, got " + name);
+  if (name == "int8") return kernels.int8;
+  throw py::value_error("format should be float32, bfloat16, high or int8, got " + name);
 }
 
 std::unique_ptr<Network> make_network(const std::string& level, const std::string& format,

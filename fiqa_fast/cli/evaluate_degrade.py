@@ -63,7 +63,7 @@ TYPES = ("gblur", "mblur", "down", "jpeg", "noise", "dark", "occl")
 )
 @model_options
 @scorer_options
-@dtype_option("auto")
+@dtype_option("auto", "int8")
 @input_options
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any image was left out.")
 @click.option("--quiet", is_flag=True, help="No progress and no summary; errors only.")

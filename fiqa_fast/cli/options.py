@@ -103,14 +103,14 @@ def device_options(function: F) -> F:
     return function
 
 
-def dtype_option(default: str) -> Callable[[F], F]:
-    """Return the option that says in which arithmetic."""
+def dtype_option(default: str, *more: str) -> Callable[[F], F]:
+    """Return the option that says in which arithmetic; ``more`` are choices of some commands."""
     return click.option(
         "--dtype",
-        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        type=click.Choice(["auto", "float32", "bfloat16", "float16", *more]),
         default=default,
         show_default=True,
-        help="Arithmetic of the model.",
+        help="Arithmetic of the model." + " int8 on a CPU, and never unless asked." * bool(more),
     )
 
 
@@ -229,7 +229,7 @@ def gallery_options(function: F) -> F:
     """Add the options that say how a gallery is read and scored."""
     for option in reversed(
         (
-            dtype_option("auto"),
+            dtype_option("auto", "int8"),
             click.option(
                 "--batch-size",
                 type=click.IntRange(min=1),

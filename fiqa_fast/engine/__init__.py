@@ -29,9 +29,13 @@ def make_engine(
     """The engine of that name; ``auto`` is the native one wherever it can be.
 
     Raises:
-        ValueError: ``native`` was asked for, and cannot run this model on this device.
+        ValueError: ``native`` was asked for, or int8, which no other engine has, and it cannot run
+            this model on this device.
     """
     against = native.reason_against(vit, device, dtype)
+    if dtype == torch.int8 and (against or name == "eager"):
+        against = against or 'not in engine="eager"'
+        raise ValueError(f"dtype int8 is the native engine's: {against}; use another dtype")
     if name == "native" and against:
         raise ValueError(f'engine="native" cannot be had: {against}; use "auto" or "eager"')
     kind = EagerEngine if name == "eager" or against else NativeEngine

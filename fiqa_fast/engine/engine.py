@@ -12,20 +12,20 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import itertools
+import threading
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..hardware import FLOAT32_PRECISIONS, float32_arithmetic
+from ..hardware import FLOAT32_PRECISIONS, float32_arithmetic, floating
 from ..models.casting import cast_linear, drop_key_biases
 from ..models.rows import EmbeddingHead
 from ..models.vit import FaceViT
 from ..quality.method import QualityMethod, Values
-from ..workers import run_all, run_alone
-
-T = TypeVar("T")
+from ..workers import run_all
 
 # Images whose rows are kept at a time: for an embedding, all of an image's tokens.
 SLICE = 256
@@ -59,7 +59,7 @@ class Engine(abc.ABC):
         float32_precision: str = "highest",
     ) -> None:
         self.method, self.device, self.dtype = method, device, dtype
-        self.head = EmbeddingHead(vit, device, dtype) if embedding else None
+        self.head = EmbeddingHead(vit, device, floating(dtype, device)) if embedding else None
         self.last_stage = vit.config.depth if embedding else max(method.stages)
         self.vit = prepared(vit, self.last_stage, device, dtype)
         self.float32_precision = float32_precision
@@ -78,8 +78,7 @@ class Engine(abc.ABC):
         with float32_arithmetic(FLOAT32_PRECISIONS[self.float32_precision], self.device.type):
             for part in images.split(SLICE):
                 results += self._run_slice(part)
-        joined = run_alone(lambda: _joined(results))
-        return {name: tensor.cpu() for name, tensor in joined.items()}
+        return {name: _handed_over([part[name] for part in results]) for name in results[0]}
 
     @abc.abstractmethod
     def split(self, images: Tensor) -> Sequence[Tensor]:
@@ -91,29 +90,40 @@ class Engine(abc.ABC):
         so many of them are there for this group."""
 
     def _run_slice(self, images: Tensor) -> list[Values]:
-        groups = self.split(images)
-        threads = max(1, torch.get_num_threads() // len(groups))
-        observed = self._each(lambda number: self.observe(groups[number], threads), len(groups))
-        # As many shares as there are threads: each reads all weights behind the blocks.
-        shares = min(torch.get_num_threads(), len(groups)) if self.device.type == "cpu" else 1
-        bounds = [len(groups) * number // shares for number in range(shares + 1)]
-        return self._each(
-            lambda number: self._finish(observed[bounds[number] : bounds[number + 1]]), shares
-        )
+        """The results of consecutive shares of the images: as many as there are threads, because
+        each reads all weights behind the blocks.
 
-    def _each(self, task: Callable[[int], T], count: int) -> list[T]:
-        results: dict[int, T] = {}
+        A share is finished by whoever observes the last of it. The less often work changes hands
+        the better: each time it waits for the interpreter, which decoding threads want as well.
+        """
+        groups = self.split(images)
+        on_cpu = self.device.type == "cpu"
+        threads = max(1, torch.get_num_threads() // len(groups))
+        count = min(torch.get_num_threads(), len(groups)) if on_cpu else 1
+        bounds = [len(groups) * number // count for number in range(count + 1)]
+        shares = [range(*pair) for pair in itertools.pairwise(bounds)]
+        share_of = [number for number, share in enumerate(shares) for _ in share]
+        observed: dict[int, Observed] = {}
+        results: dict[int, Values] = {}
+        lock = threading.Lock()
 
         @torch.inference_mode()
-        def keep(number: int) -> None:
-            results[number] = task(number)
+        def work(group: int) -> None:
+            seen = self.observe(groups[group], threads)
+            number = share_of[group]
+            share = shares[number]
+            with lock:
+                observed[group] = seen
+                is_last = all(member in observed for member in share)
+            if is_last:
+                results[number] = self._finish([observed.pop(member) for member in share])
 
-        if self.device.type == "cpu":
-            run_all(keep, count)
+        if on_cpu:
+            run_all(work, len(groups))
         else:
             with torch.autocast(self.device.type, enabled=False):
-                for number in range(count):
-                    keep(number)
+                for group in range(len(groups)):
+                    work(group)
         return [results[number] for number in range(count)]
 
     def _finish(self, parts: list[Observed]) -> Values:
@@ -127,12 +137,21 @@ class Engine(abc.ABC):
         return results
 
 
+def _handed_over(parts: list[Tensor]) -> Tensor:
+    """One tensor of the CPU, joined by NumPy: in torch it would have to be a worker's work."""
+    arrays = [part.cpu().numpy() for part in parts]
+    return torch.from_numpy(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+
+
 def _joined(parts: list[Values]) -> Values:
+    if len(parts) == 1:
+        return parts[0]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def prepared(vit: FaceViT, blocks: int, device: torch.device, dtype: torch.dtype) -> FaceViT:
-    """The parts that will run, in evaluation mode on ``device``, linear layers in ``dtype``.
+    """The parts that will run, in evaluation mode on ``device``, linear layers in ``dtype`` if
+    that is a floating one.
 
     A copy: neither the caller's later training nor its ``.half()`` reaches a scorer. The memo
     keeps deepcopy from the rest, which can be most of the weights.
@@ -143,5 +162,6 @@ def prepared(vit: FaceViT, blocks: int, device: torch.device, dtype: torch.dtype
     memo: dict[int, object] = {id(part): nn.Identity() for part in idle}
     prepared = copy.deepcopy(vit, memo).to(device, torch.float32).eval().requires_grad_(False)
     drop_key_biases(prepared)
-    cast_linear(prepared, dtype)
+    if dtype.is_floating_point:
+        cast_linear(prepared, dtype)
     return prepared

@@ -25,7 +25,7 @@ from ..quality.method import Values
 from ..workers import help_with
 from .engine import Engine, Observed
 
-FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 # Tokens per pass: enough rows for every panel of weights that is fetched, few enough that what lies
 # between the matrices stays in the second cache.
 PASS_TOKENS = 512
@@ -38,7 +38,7 @@ def reason_against(vit: FaceViT, device: torch.device, dtype: torch.dtype) -> st
     if device.type != "cpu":
         return f"it runs on the CPU, not on {device}"
     if dtype not in FORMATS:
-        return f"it computes in float32 or bfloat16, not in {dtype}".replace("torch.", "")
+        return f"it computes in float32, bfloat16 or int8, not in {dtype}".replace("torch.", "")
     activation = nn.ReLU6 if vit.config.activation == "relu6" else nn.GELU
     for number, block in enumerate(vit.blocks, 1):
         if type(block.attn) is not Attention or type(block.mlp) is not Mlp:
@@ -73,7 +73,8 @@ class NativeEngine(Engine):
             torch.tensor(-1.0, dtype=torch.float32), values, alpha=2
         ).numpy()
         # Between its stages the stream is all there is; memory for it goes round.
-        self.streams: deque[Tensor] = deque()
+        self.streams: deque[Stream] = deque()
+        self.stops = sorted(self.method.stages | {self.last_stage})
 
     def split(self, images: Tensor) -> Sequence[Tensor]:
         count = -(-len(images) // self.max_images)
@@ -85,15 +86,15 @@ class NativeEngine(Engine):
         try:
             stream = self.streams.pop()
         except IndexError:
-            rows = -(-self.max_images * self.tokens // TILE_ROWS) * TILE_ROWS
-            stream = torch.empty(rows, self.network.stride, dtype=torch.float32)
-        x = stream[: count * self.tokens, : self.width].unflatten(0, (count, self.tokens))
-        array = stream.numpy()
+            stream = Stream(self.max_images, self.tokens, self.width, self.network.stride)
+        x = stream.images[:count]
         seen: dict[int, Values] = {}
         pixels: np.ndarray[Any, Any] | None = images.contiguous().numpy()
         done = 0
-        for stage in sorted(self.method.stages | {self.last_stage}):
-            work = Pass(self.network, done, stage, count, array, pixels, self.byte_values).work
+        for stage in self.stops:
+            work = Pass(
+                self.network, done, stage, count, stream.array, pixels, self.byte_values
+            ).work
             help_with(work, threads - 1)
             work()
             done, pixels = stage, None
@@ -102,6 +103,16 @@ class NativeEngine(Engine):
         embedding_rows = None if self.head is None else self.head.rows(x)
         self.streams.append(stream)
         return Observed(seen, embedding_rows)
+
+
+class Stream:
+    """Memory for the residual stream of a pass: whole tiles of rows, and the images' part of it."""
+
+    def __init__(self, images: int, tokens: int, width: int, stride: int) -> None:
+        rows = -(-images * tokens // TILE_ROWS) * TILE_ROWS
+        memory = torch.empty(rows, stride, dtype=torch.float32)
+        self.array = memory.numpy()
+        self.images = memory[: images * tokens, :width].unflatten(0, (images, tokens))
 
 
 def _packed(vit: FaceViT, format: str, max_images: int) -> Network:

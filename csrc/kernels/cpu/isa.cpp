@@ -33,9 +33,10 @@ bool isa_supported(Isa isa) {
     case Isa::kAvx512:
       return avx2 && cpu.avx512;
     case Isa::kAvx512Bf16:
-      return avx2 && cpu.avx512 && cpu.avx512_bf16;
+      return avx2 && cpu.avx512 && cpu.avx512_bf16 && cpu.avx512_vnni;
     case Isa::kAmx:
-      return avx2 && cpu.avx512 && cpu.avx512_bf16 && cpu.amx_bf16;
+      return avx2 && cpu.avx512 && cpu.avx512_bf16 && cpu.avx512_vnni && cpu.amx_bf16 &&
+             cpu.amx_int8;
   }
   return false;
 }
