@@ -96,15 +96,14 @@ FIQA_FAST_INLINE void attention(const char* q, const char* k, const char* v, int
   const Vec hidden = fill_from(broadcast(0), tokens - last, -__builtin_inff());
   for (int64_t first = 0; first < tokens; first += 2 * kSide) {
     const int64_t rows = tokens - first < 2 * kSide ? tokens - first : 2 * kSide;
-    const bool two_rows = rows > kSide;
     for (int64_t p = 0; p < Number::kParts; ++p)
-      for (int64_t r = 0; r < (two_rows ? 2 : 1) * kSide; ++r)
+      for (int64_t r = 0; r < rows; ++r)
         for (int64_t s = 0; s < head_steps; ++s)
           memcpy(place<Number>(scratch + at.queries, head_steps, r, s * Number::kDepth) +
                      p * kTileBytes,
                  q + (first + r) * line + s * kLineBytes + p * part, kLineBytes);
     for (int64_t t = 0; t < key_tiles; t += 2)
-      multiply<Number, false>(two_rows, t + 1 < key_tiles, queries, moved(by_key, t), head_steps,
+      multiply<Number, false>(rows, t + 1 < key_tiles, queries, moved(by_key, t), head_steps,
                               logits + t * kSide, at.logits_stride, idle);
     float divisors[2 * kSide];
     for (int64_t r = 0; r < rows; ++r) {
@@ -125,8 +124,7 @@ FIQA_FAST_INLINE void attention(const char* q, const char* k, const char* v, int
     for (int64_t t = 0; t < value_tiles; t += 2) {
       alignas(64) float sums[32 * 32];
       const bool two = t + 1 < value_tiles;
-      multiply<Number, false>(two_rows, two, weights, moved(by_value, t), at.key_steps, sums, 32,
-                              idle);
+      multiply<Number, false>(rows, two, weights, moved(by_value, t), at.key_steps, sums, 32, idle);
       for (int64_t r = 0; r < rows; ++r) {
         const Vec factor = broadcast(1.0f / divisors[r]);
         for (int64_t c = 0; c < (two ? 32 : 16); c += kLanes)

@@ -98,14 +98,14 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
                                 float* x, int64_t images, const Layout<Number>& layout,
                                 char* shared, char* own, const char* after) {
   using Inner = typename Number::Inner;
-  const int64_t rows = images * shape.tokens(), row_tiles = tiles(rows), stride = shape.stride();
+  const int64_t rows = images * shape.tokens(), stride = shape.stride();
   const Operand y = packed_rows<Number>(shared + layout.normed, layout.rows, layout.stream_steps);
   const Operand mixed = packed_rows<Number>(shared + layout.mixed, layout.rows, layout.mixed_steps);
   char* head_rows = own + layout.head;
 
   // Two tiles of rows at a time.
   const auto share_rows = [&](auto work) {
-    member.share(parts_of(row_tiles, 2), [&](int64_t pair) {
+    member.share(parts_of(rows, 2 * kSide), [&](int64_t pair) {
       const int64_t begin = pair * 2 * kSide, end = begin + 2 * kSide;
       work(begin, end < rows ? end : rows);
     });
@@ -137,7 +137,7 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
         head + 1 < shape.heads ? moved(columns, column_tiles).data : block.proj.weight;
     const float* bias = block.qkv.bias + head * width;
     for (int64_t panel = 0; 2 * panel < column_tiles; ++panel)
-      product_panel<Number>(y, row_tiles, columns, column_tiles, layout.stream_steps, panel, next,
+      product_panel<Number>(y, rows, columns, column_tiles, layout.stream_steps, panel, next,
                             [&](int64_t row, int64_t column, int64_t wide, const auto& value) {
                               char* to = head_rows + row * layout.line + column * Inner::kBytes;
                               for (int64_t c = 0; c < wide; c += kLanes)
@@ -160,7 +160,7 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
   });
   whole_rows(mixed_floats, layout.mixed_stride, layout.mixed_width, true, mixed);
   accumulate<Number>(
-      member, mixed, row_tiles,
+      member, mixed, rows,
       packed_columns<Number>(block.proj.weight, tiles(shape.dim), layout.mixed_steps),
       tiles(shape.dim), layout.mixed_steps, block.fc1.weight, x, stride);
   norm(block.norm2, block.fc2.bias);
@@ -180,7 +180,7 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
     Operand out_slice = out;
     out_slice.data += first / Number::kDepth * out.step;
     const float* bias = block.fc1.bias + first;
-    product<Number>(member, y, row_tiles, in_slice, wide_tiles, layout.stream_steps, out_slice.data,
+    product<Number>(member, y, rows, in_slice, wide_tiles, layout.stream_steps, out_slice.data,
                     [&](int64_t row, int64_t column, int64_t columns, const auto& value) {
                       RowWriter<Number> put{hidden, false, nullptr};
                       if constexpr (Number::kByRow)
@@ -191,7 +191,7 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
                     });
     whole_rows(hidden_floats, layout.hidden_stride, wide_steps * Number::kDepth, false, hidden);
     const char* next = left > kSlice ? moved(in_slice, kSlice / kSide).data : after;
-    accumulate<Number>(member, hidden, row_tiles, out_slice, tiles(shape.dim), wide_steps, next, x,
+    accumulate<Number>(member, hidden, rows, out_slice, tiles(shape.dim), wide_steps, next, x,
                        stride);
   }
 }

@@ -65,9 +65,8 @@ FIQA_FAST_INLINE void embed(Member& member, const EngineShape& shape, const void
     Operand rows = tiled<Float32>(patches, step_count);
     Operand columns = tiled<Float32>(embedding.weight, step_count);
     rows.data += first * rows.step, columns.data += first * columns.step;
-    product<Float32>(member, rows, tiles(images * count), columns, tiles(shape.dim), wide, nullptr,
+    product<Float32>(member, rows, images * count, columns, tiles(shape.dim), wide, nullptr,
                      [&](int64_t row, int64_t column, int64_t width, const auto& value) {
-                       if (row >= images * count) return;
                        const int64_t token = row / count * tokens + shape.prefix + row % count;
                        float* to = x + token * stride + column;
                        for (int64_t c = 0; c < width; c += kLanes)

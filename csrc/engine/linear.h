@@ -55,16 +55,16 @@ struct Meanwhile {
 // How many lines to fetch for every step of a product of so many steps and pairs of rows, so that
 // the next panel, of the same size, is there when this one is done.
 template <class Number>
-FIQA_FAST_INLINE int64_t lines_per_step(const char* next, int64_t row_tiles, int64_t step_count) {
+FIQA_FAST_INLINE int64_t lines_per_step(const char* next, int64_t rows, int64_t step_count) {
   if (next == nullptr) return 0;
   const int64_t bytes = 2 * step_count * Number::kParts * kTileBytes;
-  return parts_of(bytes, parts_of(row_tiles, 2) * step_count * kLineBytes);
+  return parts_of(bytes, parts_of(rows, 2 * kSide) * step_count * kLineBytes);
 }
 
 // One panel of columns with all rows: done(row, column, width, value) for each row and up to 32
 // columns. `after` is what will be read next, or null.
 template <class Number, class Done>
-FIQA_FAST_INLINE void product_panel(const Operand& a, int64_t row_tiles, const Operand& b,
+FIQA_FAST_INLINE void product_panel(const Operand& a, int64_t rows, const Operand& b,
                                     int64_t column_tiles, int64_t step_count, int64_t panel,
                                     const char* after, Done done) {
   const int64_t tile = 2 * panel;
@@ -82,15 +82,15 @@ FIQA_FAST_INLINE void product_panel(const Operand& a, int64_t row_tiles, const O
   Sums sums[2];  // by turns
   sums[1].rows = 0;
   Meanwhile<decltype(row_done)> meanwhile{next,
-                                          lines_per_step<Number>(next, row_tiles, step_count),
+                                          lines_per_step<Number>(next, rows, step_count),
                                           &sums[1],
                                           0,
                                           parts_of(32, step_count),
                                           row_done};
-  for (int64_t row = 0, turn = 0; row < row_tiles; row += 2, turn ^= 1) {
+  for (int64_t row = 0, turn = 0; row < rows; row += 2 * kSide, turn ^= 1) {
     Sums& now = sums[turn];
-    now.row = row * kSide, now.rows = row + 1 < row_tiles ? 32 : 16;
-    multiply<Number, false>(now.rows == 32, two, moved(a, row), columns, step_count, now.data, 32,
+    now.row = row, now.rows = rows - row < 2 * kSide ? rows - row : 2 * kSide;
+    multiply<Number, false>(now.rows, two, moved(a, row / kSide), columns, step_count, now.data, 32,
                             meanwhile);
     meanwhile.finish(meanwhile.sums->rows);
     meanwhile.sums = &now, meanwhile.finished = 0;
@@ -99,19 +99,19 @@ FIQA_FAST_INLINE void product_panel(const Operand& a, int64_t row_tiles, const O
 }
 
 template <class Number, class Done>
-FIQA_FAST_INLINE void product(Member& member, const Operand& a, int64_t row_tiles, const Operand& b,
+FIQA_FAST_INLINE void product(Member& member, const Operand& a, int64_t rows, const Operand& b,
                               int64_t column_tiles, int64_t step_count, const char* after,
                               Done done) {
   member.share(parts_of(column_tiles, 2), [&](int64_t panel) {
-    product_panel<Number>(a, row_tiles, b, column_tiles, step_count, panel, after, done);
+    product_panel<Number>(a, rows, b, column_tiles, step_count, panel, after, done);
   });
 }
 
 // c += the product; c has rows of `stride` floats.
 template <class Number>
-FIQA_FAST_INLINE void accumulate(Member& member, const Operand& a, int64_t row_tiles,
-                                 const Operand& b, int64_t column_tiles, int64_t step_count,
-                                 const char* after, float* c, int64_t stride) {
+FIQA_FAST_INLINE void accumulate(Member& member, const Operand& a, int64_t rows, const Operand& b,
+                                 int64_t column_tiles, int64_t step_count, const char* after,
+                                 float* c, int64_t stride) {
   if constexpr (Number::kAddInPlace) {
     member.share(parts_of(column_tiles, 2), [&](int64_t panel) {
       const int64_t tile = 2 * panel;
@@ -120,14 +120,14 @@ FIQA_FAST_INLINE void accumulate(Member& member, const Operand& a, int64_t row_t
       none.rows = 0;
       const auto nothing = [](int64_t, const float*) {};
       Meanwhile<decltype(nothing)> meanwhile{
-          next, lines_per_step<Number>(next, row_tiles, step_count), &none, 0, 0, nothing};
-      for (int64_t row = 0; row < row_tiles; row += 2)
-        multiply<Number, true>(row + 1 < row_tiles, tile + 1 < column_tiles, moved(a, row),
-                               moved(b, tile), step_count, c + row * kSide * stride + tile * kSide,
-                               stride, meanwhile);
+          next, lines_per_step<Number>(next, rows, step_count), &none, 0, 0, nothing};
+      for (int64_t row = 0; row < rows; row += 2 * kSide)
+        multiply<Number, true>(rows - row, tile + 1 < column_tiles, moved(a, row / kSide),
+                               moved(b, tile), step_count, c + row * stride + tile * kSide, stride,
+                               meanwhile);
     });
   } else {
-    product<Number>(member, a, row_tiles, b, column_tiles, step_count, after,
+    product<Number>(member, a, rows, b, column_tiles, step_count, after,
                     [&](int64_t row, int64_t column, int64_t width, const auto& value) {
                       float* to = c + row * stride + column;
                       for (int64_t i = 0; i < width; i += kLanes)

@@ -170,23 +170,24 @@ static __attribute__((noinline)) void multiply_rows(const char* rows, const Oper
     for (int t = 0; t < kTiles; ++t) L::store_sum(c + r * stride + t * kSide, sums[r][t]);
 }
 
-// All rows of a tile, cut as the registers want it; the I-th cut and those behind it.
+// `count` rows of a tile, cut as the registers want it; the I-th cut and those behind it.
 template <class Number, int kTiles, int I = 0>
-FIQA_FAST_INLINE void multiply_tile(const char* rows, const Operand& b, int64_t step_count,
-                                    bool add, float* c, int64_t stride) {
+FIQA_FAST_INLINE void multiply_tile(const char* rows, int64_t count, const Operand& b,
+                                    int64_t step_count, bool add, float* c, int64_t stride) {
   constexpr auto& kRows = Cut<Number>::kRows;
   if constexpr (I < static_cast<int>(sizeof(kRows) / sizeof(kRows[0]))) {
+    if (count <= 0) return;
     multiply_rows<Number, kRows[I], kTiles>(rows, b, step_count, add, c, stride);
-    multiply_tile<Number, kTiles, I + 1>(rows + kRows[I] * kLineBytes, b, step_count, add,
-                                         c + kRows[I] * stride, stride);
+    multiply_tile<Number, kTiles, I + 1>(rows + kRows[I] * kLineBytes, count - kRows[I], b,
+                                         step_count, add, c + kRows[I] * stride, stride);
   }
 }
 
 template <class Number, bool kAdd, int kRowTiles, int kColumnTiles>
 struct Multiply {
   template <class Meanwhile>
-  FIQA_FAST_INLINE void run(const Operand& a, const Operand& b, int64_t step_count, float* c,
-                            int64_t stride, Meanwhile&) {
+  FIQA_FAST_INLINE void run(int64_t rows, const Operand& a, const Operand& b, int64_t step_count,
+                            float* c, int64_t stride, Meanwhile&) {
     constexpr int kTiles = kColumnTiles == kTilesAtOnce ? kTilesAtOnce : 1;
     for (int64_t t = 0; t < kColumnTiles; t += kTiles)
       for (int64_t first = 0; first < step_count; first += kStepsAtOnce) {
@@ -194,8 +195,8 @@ struct Multiply {
         Operand columns = moved(b, t);
         columns.data += first * b.step;
         for (int64_t r = 0; r < kRowTiles; ++r)
-          multiply_tile<Number, kTiles>(a.data + r * a.tile + first * a.step, columns,
-                                        left < kStepsAtOnce ? left : kStepsAtOnce,
+          multiply_tile<Number, kTiles>(a.data + r * a.tile + first * a.step, rows - r * kSide,
+                                        columns, left < kStepsAtOnce ? left : kStepsAtOnce,
                                         kAdd || first > 0, c + r * kSide * stride + t * kSide,
                                         stride);
       }
@@ -206,8 +207,8 @@ struct Multiply {
 template <bool kAdd, int kRowTiles, int kColumnTiles>
 struct Multiply<Bfloat16, kAdd, kRowTiles, kColumnTiles> {
   template <class Meanwhile>
-  FIQA_FAST_INLINE void run(const Operand& a, const Operand& b, int64_t step_count, float* c,
-                            int64_t stride, Meanwhile& meanwhile) {
+  FIQA_FAST_INLINE void run(int64_t, const Operand& a, const Operand& b, int64_t step_count,
+                            float* c, int64_t stride, Meanwhile& meanwhile) {
     amx::begin<kAdd, kRowTiles, kColumnTiles>(c, stride);
     const char *rows = a.data, *columns = b.data;
     for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
@@ -221,8 +222,8 @@ struct Multiply<Bfloat16, kAdd, kRowTiles, kColumnTiles> {
 template <bool kAdd, int kRowTiles, int kColumnTiles>
 struct Multiply<SplitFloat32, kAdd, kRowTiles, kColumnTiles> {
   template <class Meanwhile>
-  FIQA_FAST_INLINE void run(const Operand& a, const Operand& b, int64_t step_count, float* c,
-                            int64_t stride, Meanwhile& meanwhile) {
+  FIQA_FAST_INLINE void run(int64_t, const Operand& a, const Operand& b, int64_t step_count,
+                            float* c, int64_t stride, Meanwhile& meanwhile) {
     amx::begin<kAdd, kRowTiles, kColumnTiles>(c, stride);
     const char *rows = a.data, *columns = b.data;
     for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
@@ -240,8 +241,8 @@ template <bool kAdd, int kRowTiles, int kColumnTiles>
 struct Multiply<Int8, kAdd, kRowTiles, kColumnTiles> {
   static_assert(!kAdd);
   template <class Meanwhile>
-  FIQA_FAST_INLINE void run(const Operand& a, const Operand& b, int64_t step_count, float* c,
-                            int64_t stride, Meanwhile& meanwhile) {
+  FIQA_FAST_INLINE void run(int64_t, const Operand& a, const Operand& b, int64_t step_count,
+                            float* c, int64_t stride, Meanwhile& meanwhile) {
     // The same line for all rows.
     amx::begin<true, kRowTiles, kColumnTiles>(reinterpret_cast<const float*>(b.begin), 0);
     const char *rows = a.data, *columns = b.data;
@@ -254,18 +255,20 @@ struct Multiply<Int8, kAdd, kRowTiles, kColumnTiles> {
 };
 #endif
 
-// `meanwhile` is told of every step: what the tile unit leaves idle can be used.
+// Up to 32 of `rows` rows; a few behind the last may be computed as well. `meanwhile` is told of
+// every step: what the tile unit leaves idle can be used.
 template <class Number, bool kAdd, class Meanwhile>
-FIQA_FAST_INLINE void multiply(bool two_rows, bool two_columns, const Operand& a, const Operand& b,
+FIQA_FAST_INLINE void multiply(int64_t rows, bool two_columns, const Operand& a, const Operand& b,
                                int64_t step_count, float* c, int64_t stride, Meanwhile& meanwhile) {
+  const bool two_rows = rows > kSide;
   if (two_rows && two_columns)
-    Multiply<Number, kAdd, 2, 2>::run(a, b, step_count, c, stride, meanwhile);
+    Multiply<Number, kAdd, 2, 2>::run(rows, a, b, step_count, c, stride, meanwhile);
   else if (two_rows)
-    Multiply<Number, kAdd, 2, 1>::run(a, b, step_count, c, stride, meanwhile);
+    Multiply<Number, kAdd, 2, 1>::run(rows, a, b, step_count, c, stride, meanwhile);
   else if (two_columns)
-    Multiply<Number, kAdd, 1, 2>::run(a, b, step_count, c, stride, meanwhile);
+    Multiply<Number, kAdd, 1, 2>::run(rows, a, b, step_count, c, stride, meanwhile);
   else
-    Multiply<Number, kAdd, 1, 1>::run(a, b, step_count, c, stride, meanwhile);
+    Multiply<Number, kAdd, 1, 1>::run(rows, a, b, step_count, c, stride, meanwhile);
 }
 
 }  // namespace fiqa_fast::FIQA_FAST_ISA
