@@ -38,6 +38,12 @@ class Observed:
     stages: dict[int, Values]
     embedding_rows: Tensor | None
 
+    def first(self, count: int) -> Observed:
+        """The first ``count`` images."""
+        rows = self.embedding_rows
+        stages = {stage: first(count, values) for stage, values in self.stages.items()}
+        return Observed(stages, None if rows is None else rows[:count])
+
 
 class Engine(abc.ABC):
     """Runs ``vit`` for ``method``; with ``embedding`` also the whole model's embedding.
@@ -47,6 +53,7 @@ class Engine(abc.ABC):
     """
 
     name: str
+    note = ""  # why it is not the one that "auto" would rather have
 
     def __init__(
         self,
@@ -63,6 +70,8 @@ class Engine(abc.ABC):
         self.last_stage = vit.config.depth if embedding else max(method.stages)
         self.vit = prepared(vit, self.last_stage, device, dtype)
         self.float32_precision = float32_precision
+        if device.type == "cuda":  # laid out on this thread's stream, and read on others
+            torch.cuda.current_stream(device).synchronize()
         self.build()
 
     @abc.abstractmethod
@@ -78,7 +87,9 @@ class Engine(abc.ABC):
         with float32_arithmetic(FLOAT32_PRECISIONS[self.float32_precision], self.device.type):
             for part in images.split(SLICE):
                 results += self._run_slice(part)
-        joined = run_alone(lambda: _joined(results))
+        if self.device.type == "cpu":
+            return run_alone(lambda: _joined(results))
+        joined = _joined(results)  # in this thread, whose stream they are on
         return {name: tensor.cpu() for name, tensor in joined.items()}
 
     @abc.abstractmethod
@@ -95,7 +106,7 @@ class Engine(abc.ABC):
         threads = max(1, torch.get_num_threads() // len(groups))
         observed = self._each(lambda number: self.observe(groups[number], threads), len(groups))
         # As many shares as there are threads: each reads all weights behind the blocks.
-        shares = min(torch.get_num_threads(), len(groups)) if self.device.type == "cpu" else 1
+        shares = min(torch.get_num_threads(), len(groups))
         bounds = [len(groups) * number // shares for number in range(shares + 1)]
         return self._each(
             lambda number: self._finish(observed[bounds[number] : bounds[number + 1]]), shares
@@ -125,6 +136,11 @@ class Engine(abc.ABC):
             rows = [part.embedding_rows for part in parts if part.embedding_rows is not None]
             results["embedding"] = self.head(torch.cat(rows))
         return results
+
+
+def first(count: int, values: Values) -> Values:
+    """The first ``count`` images."""
+    return {name: value[:count] for name, value in values.items()}
 
 
 def _joined(parts: list[Values]) -> Values:
