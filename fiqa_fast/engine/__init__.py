@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What takes images through the blocks: our own kernels on a CPU, torch's operators anywhere."""
+"""What takes images through the blocks: our own kernels on a CPU, CUDA graphs on a GPU, torch's
+operators anywhere."""
 
 from __future__ import annotations
 
@@ -9,12 +10,14 @@ import torch
 
 from ..models.vit import FaceViT
 from ..quality.method import QualityMethod
-from . import native
+from . import graphs, native
+from .accelerator import CaptureError
 from .eager import EagerEngine
 from .engine import Engine
+from .graphs import GraphEngine
 from .native import NativeEngine
 
-ENGINES = ("auto", "native", "eager")
+ENGINES = ("auto", "native", "graphs", "eager")
 
 
 def make_engine(
@@ -26,13 +29,29 @@ def make_engine(
     dtype: torch.dtype,
     **options: Any,
 ) -> Engine:
-    """The engine of that name; ``auto`` is the native one wherever it can be.
+    """The engine of that name.
+
+    ``auto`` is the native one on a CPU and graphs on a GPU, wherever they can be; elsewhere it is
+    the eager one, whose ``note`` says why.
 
     Raises:
-        ValueError: ``native`` was asked for, and cannot run this model on this device.
+        ValueError: another one was asked for, and cannot run this model on this device.
     """
-    against = native.reason_against(vit, device, dtype)
-    if name == "native" and against:
-        raise ValueError(f'engine="native" cannot be had: {against}; use "auto" or "eager"')
-    kind = EagerEngine if name == "eager" or against else NativeEngine
-    return kind(vit, method, device=device, dtype=dtype, **options)
+
+    def made(kind: type[Engine]) -> Engine:
+        return kind(vit, method, device=device, dtype=dtype, **options)
+
+    if name == "eager":
+        return made(EagerEngine)
+    on_gpu = name == "graphs" or (name == "auto" and device.type != "cpu")
+    against = graphs.reason_against(device) if on_gpu else native.reason_against(vit, device, dtype)
+    try:
+        if not against:
+            return made(GraphEngine if on_gpu else NativeEngine)
+    except CaptureError as error:
+        against = str(error)
+    if name != "auto":
+        raise ValueError(f'engine="{name}" cannot be had: {against}; use "auto" or "eager"')
+    engine = made(EagerEngine)
+    engine.note = against
+    return engine
