@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests and times the CUDA operators on this machine's GPU: one command, one JSON file, one table.
+"""Tests and times the CUDA operators and the GPU engine: one command, one JSON file, two tables.
 
 First `pytest -m cuda`, in which nothing may be skipped for want of a GPU. Then every operator is
 compared with fiqa_fast.reference in float64, and only what is right is timed: beside torch eager
 and torch.compile of the same formula, in turns, on inputs that the L2 cache has lost. "least" is
 the roofline: the time of the bytes and operations that any implementation needs, at the bandwidth
-that a copy reaches in the same run (at the data sheet's too, in the JSON).
+that a copy reaches in the same run (at the data sheet's too, in the JSON). Last the engine, from
+images to scores: as CUDA graphs and without them (gpu_engine.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+import gpu_engine
 import gpu_roofline
 from fiqa_fast import _load
 from fiqa_fast._runtime import build_info
@@ -43,7 +45,8 @@ EAGER_TOLERANCE = 0.1
 EXAMPLES = """examples:
   python benchmarks/gpu.py                                 # everything, into gpu.json
   python benchmarks/gpu.py --quick --no-tests              # a minute: bfloat16, few rounds
-  python benchmarks/gpu.py --operators layer_norm_dot --batch 256 -o dot.json
+  python benchmarks/gpu.py --operators layer_norm_dot --batch 256 --no-engine -o dot.json
+  python benchmarks/gpu.py --operators none                # the tests, and the engine alone
   python benchmarks/gpu.py --device cpu --quick            # tries the script itself
 """
 
@@ -229,7 +232,8 @@ def parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="few rounds, bfloat16, one size per operator")
     add("--no-tests", action="store_true", help="only measure")
     add("--no-compile", action="store_true", help="leave torch.compile out")
-    add("--operators", nargs="+", metavar="NAME", help="of the table (all)")
+    add("--no-engine", action="store_true", help="only operators")
+    add("--operators", nargs="+", metavar="NAME", help="of the table (all), or none")
     add("--batch", type=int, metavar="B", help="images, instead of each operator's own size")
     add("--rounds", type=int, help="samples of every function (40; 10 if quick)")
     add("--device", choices=["cuda", "cpu"], default="cuda", help="cpu tries the script itself")
@@ -239,6 +243,8 @@ def parser() -> argparse.ArgumentParser:
 def selected(options: argparse.Namespace) -> list[tuple[Operator, Size, torch.dtype]]:
     dtypes = [torch.bfloat16] if options.quick else [torch.float32, torch.bfloat16, torch.float16]
     known = [operator.name for operator in OPERATORS]
+    if options.operators == ["none"]:
+        options.operators = []
     for name in options.operators or ():
         if name not in known:
             raise ValueError(f"--operators wanted some of {', '.join(known)}, got {name}")
@@ -249,7 +255,7 @@ def selected(options: argparse.Namespace) -> list[tuple[Operator, Size, torch.dt
     return [
         (operator, (options.batch or size[0], *size[1:]), dtype)
         for operator in OPERATORS
-        if operator.name in (options.operators or known)
+        if operator.name in (known if options.operators is None else options.operators)
         for size in operator.sizes[: 1 if options.quick else None]
         for dtype in dtypes
     ]
@@ -265,9 +271,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OutputError) as error:
         print(f"gpu.py: {error}", file=sys.stderr)
         return USAGE
-    device = cuda() if options.device == "cuda" else cpu()
+    on_cpu = options.device == "cpu"
+    device = cpu() if on_cpu else cuda()
     result: dict[str, Any] = {"device": device.facts, **versions(), "tests": None}
-    if options.device == "cuda" and not options.no_tests:
+    if not on_cpu and not options.no_tests:
         result["tests"] = run_tests([ROOT / "tests"])
     with torch.no_grad():
         reached = gpu_roofline.measured(
@@ -285,6 +292,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result["operators"].append(
                 measure(operator, size, dtype, device, peaks, rounds, not options.no_compile)
             )
+    result["engine"] = []
+    for case in [] if options.no_engine else gpu_engine.cases(options.quick, on_cpu):
+        print(case, file=sys.stderr)
+        result["engine"].append(gpu_engine.measure(case, device.device, rounds))
     target.write_text(json.dumps(result, indent=1) + "\n")
 
     bandwidth = f"copy {reached.bandwidth / 1e12:.3g} TB/s"
@@ -294,9 +305,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tests = result["tests"]
     if tests:
         print(", ".join(f"{count} {name}" for name, count in tests.items() if name != "status"))
-    print(table(result["operators"]))
+    if result["operators"]:
+        print(table(result["operators"]))
+    if result["engine"]:
+        print(gpu_engine.table(result["engine"]))
     print(f"written to {target}", file=sys.stderr)
-    failed = any("failed" in entry for entry in result["operators"])
+    failed = any("failed" in entry for entry in result["operators"] + result["engine"])
     return FAILED if failed or (tests and tests["status"]) else 0
 
 

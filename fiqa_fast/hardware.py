@@ -66,12 +66,20 @@ def _fast_bfloat16(device: torch.device) -> bool:
     )
 
 
+# What lets a GPU sum the products of narrow numbers in narrow ones. None of it is float32.
+NARROW_SUMS = (
+    "allow_bf16_reduced_precision_reduction",
+    "allow_fp16_reduced_precision_reduction",
+    "allow_fp16_accumulation",
+)
+
+
 class _PrecisionGate:
     """Lets callers of one float32 precision in together, and the others wait for their turn.
 
     torch's precision settings are process-wide, and a lower one set elsewhere would silently
-    change scores. While anyone is inside, the settings are the ones that were asked for; the last
-    one out puts back what it found.
+    change scores. While anyone is inside, the settings are the ones that were asked for, and a
+    GPU's sums of narrow products are float32; the last one out puts back what it found.
     """
 
     def __init__(self) -> None:
@@ -79,7 +87,7 @@ class _PrecisionGate:
         self._waiting: deque[object] = deque()  # in order of arrival: nobody waits for ever
         self._inside = 0
         self._mode = ("", "")
-        self._found: list[tuple[Any, str]] = []
+        self._found: list[tuple[Any, str, Any]] = []
 
     @contextlib.contextmanager
     def __call__(self, precision: str, device: str = "cpu") -> Iterator[None]:
@@ -114,21 +122,24 @@ class _PrecisionGate:
             above = backends.mkldnn.fp32_precision
             for setting in (backends.mkldnn.matmul, backends.mkldnn.conv):
                 found = setting.fp32_precision
-                self._set_one(setting, precision, "none" if found == above else found)
+                inherited = "none" if found == above else found
+                self._set_one(setting, "fp32_precision", precision, inherited)
         else:  # torch refuses to tell its older settings while the two of cuDNN differ
-            for setting in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
-                self._set_one(setting, precision, setting.fp32_precision)
+            matmul = backends.cuda.matmul
+            for setting in (matmul, backends.cudnn.conv, backends.cudnn.rnn):
+                self._set_one(setting, "fp32_precision", precision, setting.fp32_precision)
+            for name in NARROW_SUMS:
+                self._set_one(matmul, name, False, getattr(matmul, name))
 
-    def _set_one(self, setting: Any, precision: str, found: str) -> None:
-        if setting.fp32_precision != precision:
-            self._found.append((setting, found))
-            setting.fp32_precision = precision
+    def _set_one(self, setting: Any, name: str, value: Any, found: Any) -> None:
+        if getattr(setting, name) != value:
+            self._found.append((setting, name, found))
+            setattr(setting, name, value)
 
     def restore(self) -> None:
         """Put back the settings that were found."""
         while self._found:
-            setting, found = self._found.pop()
-            setting.fp32_precision = found
+            setattr(*self._found.pop())
 
 
 float32_arithmetic = _PrecisionGate()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,14 +107,16 @@ class Scorer:
         exit: 1..depth, the last by default. attn-fiqa: the block whose logits count, for which
             blocks 1..exit-1 run; ex-fiqa: the block after which the head is applied.
         engine: what runs the blocks: ``"native"`` (our own kernels, on a CPU, in float32,
-            bfloat16 or int8), ``"eager"`` (torch's operators), or ``"auto"``: native where it can
-            be.
+            bfloat16 or int8), ``"graphs"`` (torch's operators and our own as one CUDA graph, on a
+            GPU), ``"eager"`` (the operators one by one, anywhere), or ``"auto"``: native or graphs
+            where it can be, and otherwise eager, for which ``engine_note`` then has the reason.
         fusion: of attn-fiqa and ex-fiqa: ``"uniform"`` or ``"depth"`` (weights proportional to
             depth) over the exits 1..``exit``.
 
     Results do not depend on how images are batched, on the number of threads
     (``torch.set_num_threads``) or on other images of the batch, bitwise, on one machine and
-    build. May be called from several threads, and first used in a forked process.
+    build. May be called from several threads, and first used in a forked process; on a GPU, where
+    CUDA does not survive a fork, it has to be made there.
 
     Raises:
         ValueError: an option is not known or does not fit the model.
@@ -167,7 +169,7 @@ class Scorer:
         self._state_sha256 = run_alone(lambda: state_dict_sha256(model))
         self.gauge = _resolve_gauge(gauge, model, self._state_sha256, self._has_a_mean_over_heads())
         self._engine = run_alone(lambda: self._build(model, engine))
-        self.engine = self._engine.name
+        self.engine, self.engine_note = self._engine.name, self._engine.note
 
     def _build(self, model: FaceViT, engine: str) -> Engine:
         attention = self.method == "attn-fiqa"
@@ -185,6 +187,8 @@ class Scorer:
     def __repr__(self) -> str:
         facts = {name: value for name, value in self.describe().items() if "sha256" not in name}
         del facts["architecture"]
+        if self.engine_note:
+            facts["engine_note"] = self.engine_note
         return f"Scorer({', '.join(f'{name}={value!r}' for name, value in facts.items())})"
 
     def __reduce__(self) -> Any:
@@ -362,10 +366,15 @@ def _checked_tensor(images: Tensor, normalized: bool, size: int) -> Tensor:
             )
         if images.shape[2:] == (size, size):
             return images
-        return run_alone(lambda: resize(images, size))
+        return _computed(images, lambda: resize(images, size))
     if not images.is_floating_point():
         raise ImageError(f"normalized=True goes with a float tensor, got {images.dtype}")
-    return run_alone(lambda: _checked_floats(images, size))
+    return _computed(images, lambda: _checked_floats(images, size))
+
+
+def _computed(images: Tensor, work: Callable[[], Tensor]) -> Tensor:
+    """On a worker; but a GPU's images are in order on the caller's own stream alone."""
+    return run_alone(work) if images.device.type == "cpu" else work()
 
 
 def _checked_floats(images: Tensor, size: int) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import gpu
+import gpu_engine
 import gpu_roofline
 import gpu_timing
 from gpu_operators import OPERATORS
@@ -173,8 +174,68 @@ def test_the_whole_command_on_a_cpu(tmp_path, capsys):
     assert result["peaks"]["nominal"] is None
     assert {"device", "driver", "torch", "toolkit", "commit"} <= set(result)
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 2 + len(OPERATORS)
-    assert [line.split()[0] for line in printed[2:]] == [o.name for o in OPERATORS]
+    operators, engines = printed[2 : 2 + len(OPERATORS)], printed[3 + len(OPERATORS) :]
+    assert [line.split()[0] for line in operators] == [o.name for o in OPERATORS]
+    assert [line.split()[:3] for line in engines] == [["starter", "bfloat16", "3"]] * 2
+    assert [entry["group"] for entry in result["engine"]] == [8, 4]
+    for entry in result["engine"]:
+        assert "failed" not in entry
+        for figures in entry["functions"].values():
+            assert 0 < figures["low_s"] <= figures["median_s"] <= figures["high_s"]
+            assert figures["images_per_second"] == pytest.approx(3 / figures["median_s"])
+    assert [set(e["functions"]) for e in result["engine"]] == [{"graphs", "eager"}, {"graphs"}]
+
+
+def test_parts_may_be_left_out(tmp_path, capsys, monkeypatch):
+    target = tmp_path / "result.json"
+    options = ["--device", "cpu", "--quick", "-o", str(target), "--rounds", "1"]
+    assert gpu.main([*options, "--operators", "none", "--no-engine"]) == 0
+    result = json.loads(target.read_text())
+    assert result["operators"] == result["engine"] == []
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+ENGINE = gpu_engine.Case("starter", "bfloat16", 2)
+
+
+def test_engines_that_differ_are_not_timed(monkeypatch):
+    run = gpu_engine.GraphEngine.run
+
+    def off(self, images):
+        return {name: value * 1.0001 for name, value in run(self, images).items()}
+
+    monkeypatch.setattr(gpu_engine.GraphEngine, "run", off)
+    entry = gpu_engine.measure(ENGINE, torch.device("cpu"), 1)
+    assert entry["failed"] == "graphs and eager engine differ"
+    assert "FAILED, not timed: graphs and eager" in gpu_engine.table([entry])
+
+
+def test_a_wrong_engine_is_not_timed(monkeypatch):
+    for kind in (gpu_engine.GraphEngine, gpu_engine.EagerEngine):
+        monkeypatch.setattr(kind, "run", lambda self, images: {"score": torch.zeros(len(images))})
+    entry = gpu_engine.measure(ENGINE, torch.device("cpu"), 1)
+    assert entry["failed"] == "graphs is off by 1.0e+00 of the largest score"
+
+
+def test_a_capture_that_fails_leaves_the_eager_engine(monkeypatch):
+    class Unwilling(gpu_engine.Host):
+        def capture(self, compute):
+            raise gpu_engine.CaptureError("it will not")
+
+    monkeypatch.setattr(gpu_engine, "Host", Unwilling)
+    entry = gpu_engine.measure(ENGINE, torch.device("cpu"), 1)
+    assert entry["failed"] == "it will not"
+    assert entry["functions"]["eager"]["median_s"] > 0
+    assert "FAILED, not timed: it will not" in gpu_engine.table([entry])
+
+
+def test_what_is_timed_on_a_gpu():
+    for quick in (False, True):
+        cases = gpu_engine.cases(quick, on_cpu=False)
+        assert len(set(cases)) == len(cases)
+        assert {case.model for case in cases} <= set(gpu_engine.MODELS)
+        assert gpu_engine.GPU_GROUP not in {case.group for case in cases}
+    assert gpu_engine.vit_small().config.num_tokens == 196
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,23 @@ def test_parquet_says_what_the_scores_mean(cli: Any, gallery: Path, tmp_path: Pa
     assert np.array_equal(np.float32(scores), direct.numpy())
 
 
+def test_why_another_engine_was_taken_is_told_and_recorded(
+    cli: Any, gallery: Path, tmp_path: Path
+) -> None:
+    reason = "it computes in float32 or bfloat16, not in float16"
+    path = tmp_path / "out.parquet"
+    outcome = cli("score", gallery, "-o", path, "--dtype", "float16")
+    assert outcome.status == 0, outcome.err
+    assert f"; float16 on cpu, eager engine: {reason}\n" in outcome.err
+    description = json.loads(pq.read_schema(path).metadata[b"fiqa_fast"])
+    assert description["engine"] == "eager"
+    assert [build["engine_note"] for build in description["builds"]] == [reason]
+    path = tmp_path / "other.parquet"
+    assert " engine" not in cli("score", gallery, "-o", path, "--dtype", "float32").err
+    description = json.loads(pq.read_schema(path).metadata[b"fiqa_fast"])
+    assert "engine_note" not in description["builds"][0]
+
+
 def test_vector_outputs(cli: Any, gallery: Path, tmp_path: Path) -> None:
     (gallery / "3.png").write_bytes(b"")
     names = fiqa_fast.scorer.OUTPUTS[1:]

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from fiqa_fast import FaceViT, Scorer, ViTConfig, load_model, reference
-from fiqa_fast.engine.eager import CPU_GROUP_TOKENS, TILE_ROWS, cpu_group
+from fiqa_fast.engine.eager import CPU_GROUP_TOKENS, TILE_ROWS, EagerEngine, cpu_group
 from fiqa_fast.engine.engine import SLICE
 from fiqa_fast.engine.published import published_scores
-from fiqa_fast.hardware import float32_arithmetic, resolve_dtype
+from fiqa_fast.hardware import NARROW_SUMS, float32_arithmetic, resolve_dtype
 from fiqa_fast.models.casting import round_keeping_row_sums
 from fiqa_fast.models.packed import PackedLinear, PackedPatchEmbed, can_pack, pack
-from fiqa_fast.models.vit import Linear
+from fiqa_fast.models.patches import PatchProducts
+from fiqa_fast.models.vit import Linear, fused_attention, ieee_attention
+from fiqa_fast.quality.attn_fiqa import AttnFiqa
 from fiqa_fast.workers import run_all
 
 
@@ -160,6 +162,22 @@ def test_float32_gate_leaves_torchs_older_settings_readable() -> None:
         assert isinstance(torch.backends.cuda.matmul.allow_tf32, bool)
 
 
+def test_float32_gate_keeps_the_sums_of_narrow_products_wide() -> None:
+    """On a GPU; and what was set before comes back as it was."""
+    matmul = torch.backends.cuda.matmul
+    before = [getattr(matmul, name) for name in NARROW_SUMS]
+    try:
+        for name in NARROW_SUMS:
+            setattr(matmul, name, True)
+        for device, inside in (("cpu", True), ("cuda", False)):
+            with float32_arithmetic("ieee", device):
+                assert [getattr(matmul, name) for name in NARROW_SUMS] == [inside] * 3
+            assert [getattr(matmul, name) for name in NARROW_SUMS] == [True] * 3
+    finally:
+        for name, value in zip(NARROW_SUMS, before, strict=True):
+            setattr(matmul, name, value)
+
+
 def test_float32_gate_restores_after_an_error() -> None:
     matmul = torch.backends.mkldnn.matmul
     before = matmul.fp32_precision
@@ -202,6 +220,43 @@ def test_packed_patch_embedding_computes_the_same(size: int) -> None:
         got = packed(images)
         torch.testing.assert_close(got, model.patch_embed(images))
     assert got.is_contiguous()
+
+
+@pytest.mark.parametrize("size", [16, 17, 31])
+def test_patch_products_are_the_convolution(size: int) -> None:
+    """What a GPU computes in its place."""
+    model = FaceViT(ViTConfig(5, 32, 1, 2, 2, img_size=size)).requires_grad_(False)
+    images = torch.randn(3, 3, size, size)
+    with torch.inference_mode():
+        got = PatchProducts(model.patch_embed)(images)
+        torch.testing.assert_close(got, model.patch_embed(images))
+
+
+def test_attention_in_plain_products_is_the_fused_one() -> None:
+    q, k, v = torch.randn(3, 2, 4, 9, 8, dtype=torch.float64)
+    want = fused_attention(q, k, v, 0.3)
+    torch.testing.assert_close(ieee_attention(q, k, v, 0.3), want)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "exact"),
+    [("float32", "highest", True), ("float32", "high", False), ("bfloat16", "highest", False)],
+)
+def test_float32_on_a_gpu_leaves_the_fused_attention_out(
+    dtype: str, precision: str, exact: bool
+) -> None:
+    model, meta = random_model(), torch.device("meta")
+    engine = EagerEngine(
+        model,
+        AttnFiqa(model, ("score",), device=meta),
+        embedding=False,
+        device=meta,
+        dtype=getattr(torch, dtype),
+        float32_precision=precision,
+    )
+    for block in engine.vit.blocks[: engine.last_stage]:
+        assert (block.attn.attend is ieee_attention) == exact
+    assert model.blocks[0].attn.attend is fused_attention
 
 
 def test_published_computation_is_the_same_score() -> None:

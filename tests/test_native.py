@@ -396,7 +396,7 @@ def test_other_dtypes_are_left_to_torch() -> None:
     another_gelu(model)
     with pytest.raises(ValueError, match="dtype int8 is the native engine's: the activation of"):
         engine("auto", model, dtype=torch.int8)
-    with pytest.raises(ValueError, match="engine must be one of auto, native, eager, got 'fast'"):
+    with pytest.raises(ValueError, match="engine must be one of auto, native, graphs, eager, got"):
         Scorer(model, engine="fast")
 
 

@@ -302,6 +302,53 @@ def test_decoding_and_scoring_overlap() -> None:
     assert elapsed < 0.8
 
 
+def test_as_many_calls_of_the_scorer_as_were_wanted() -> None:
+    together, inside, most = threading.Barrier(2), threading.Semaphore(2), []
+
+    class Meeting(Scorer):
+        def __call__(self, images: torch.Tensor) -> Any:
+            assert inside.acquire(blocking=False)
+            # The second batch of a pair is faster, and comes later all the same.
+            together.wait(timeout=10)
+            time.sleep(0.02 * (len(most) % 2 == 0))
+            most.append(1)
+            inside.release()
+            return super().__call__(images)
+
+    sink = Memory()
+    items = [item(i) for i in range(48)]
+    summary = run(items, Meeting(), sink, reading=Reading(SIZE), batch_size=8, calls=2)
+    assert [key for key, _, _ in sink.flat()] == [f"{i:05}" for i in range(48)]
+    assert [score for _, score, _ in sink.flat()] == list(range(48))
+    assert summary.calls == 2
+    assert sink.state == "committed"
+
+
+def test_an_error_of_a_later_call_waits_for_its_turn() -> None:
+    first = threading.Event()
+
+    class Failing(Scorer):
+        def __call__(self, images: torch.Tensor) -> Any:
+            if int(images[0, 0, 0, 0]) == 8:  # the second batch
+                first.set()
+                raise ArithmeticError
+            assert first.wait(10)
+            return super().__call__(images)
+
+    sink = Memory()
+    with pytest.raises(ScoringError, match="ArithmeticError"):
+        run(
+            [item(i) for i in range(24)],
+            Failing(),
+            sink,
+            reading=Reading(SIZE),
+            batch_size=8,
+            calls=2,
+        )
+    assert [key for key, _, _ in sink.flat()] == [f"{i:05}" for i in range(8)]
+    assert sink.state == "aborted"
+
+
 def test_decode_threads_work_at_once() -> None:
     together = threading.Barrier(4)
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Cluster", "Local", "Outcome", "Processes"]
 
+# While a GPU computes one batch, the next is brought there.
+_CALLS_ON_A_GPU = 2
+
 Tell = Callable[[str, str], None] | None  # hears of rows with an error
 Outcome = tuple["Summary", list[str], int]  # what was done, what is damaged, what was passed over
 
@@ -39,6 +42,12 @@ class Local:
     workers: int | None
     by_turns: bool  # decode and score
     build: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.scorer.engine_note:
+            from fiqa_fast.gallery.store import this_build
+
+            self.build = this_build(self.scorer.device.type, self.scorer.engine_note)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -61,6 +70,7 @@ class Local:
             batch_size=self.batch_size,
             workers=self.workers,
             by_turns=self.by_turns,
+            calls=1 if self.scorer.device.type == "cpu" else _CALLS_ON_A_GPU,
             progress=progress,
             on_error=tell,
         )
@@ -74,7 +84,11 @@ class Processes:
     local: Local
     args: Sequence[str]
     count: int
-    build: dict[str, str] | None = None
+
+    @property
+    def build(self) -> dict[str, str] | None:
+        """What computes them."""
+        return self.local.build
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -183,6 +183,8 @@ def command(
         return 0
     if not quiet:
         arithmetic = f"{facts['dtype']} on {facts['device']}"
+        if scorer.engine_note and engine == "local":
+            arithmetic += f", {facts['engine']} engine: {scorer.engine_note}"
         click.echo(f"{model}: {meaning(scorer)}; {arithmetic}", err=True)
         for line in [*summary_lines(summary, passed, size, output), *sink.remarks()]:
             click.echo(line, err=True)

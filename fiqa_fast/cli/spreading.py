@@ -51,7 +51,7 @@ def place(
 
 def ending(summary: Summary, damaged: Sequence[str], passed: int) -> dict[str, Any]:
     """Return a worker's last report."""
-    names = ("resized", "reduced", "workers", "source_seconds", "decode_seconds")
+    names = ("resized", "reduced", "workers", "calls", "source_seconds", "decode_seconds")
     return {
         "summary": {
             name: getattr(summary, name) for name in (*names, "scoring_seconds", "write_seconds")
@@ -83,7 +83,7 @@ def spread(
         raise OutputError("--processes needs a table to write: -o FILE or -o DIR/")
     if any(isinstance(source, StandardInput) for source in sources):
         raise InputError("--processes: standard input cannot be shared out; store it in a file")
-    summary = Summary(workers=0)
+    summary = Summary(workers=0, calls=0)
     damaged: dict[str, None] = {}
     passed = [0] * processes
     start = time.perf_counter()
@@ -115,6 +115,5 @@ def spread(
         raise
     finally:
         progress.close()
-    summary.scoring_seconds /= processes  # each of them has the model to itself
     summary.seconds = time.perf_counter() - start
     return summary, list(damaged), max(passed)

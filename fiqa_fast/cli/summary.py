@@ -47,9 +47,10 @@ def _shares(summary: Summary) -> str:
         percent = 100 * seconds / (summary.seconds * workers)
         return f"{percent:.0f} %" if percent >= 1 else f"{percent:.1f} %"
 
+    model = share(summary.scoring_seconds, summary.calls)
     threads = f" of {summary.workers} threads" if summary.workers > 1 else ""
     return (
         f"busy: source {share(summary.source_seconds)}, "
         f"decode {share(summary.decode_seconds, summary.workers)}{threads}, "
-        f"model {share(summary.scoring_seconds)}, write {share(summary.write_seconds)}"
+        f"model {model}, write {share(summary.write_seconds)}"
     )

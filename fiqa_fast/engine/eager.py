@@ -2,8 +2,9 @@
 """The eager engine: torch operators, image group by image group.
 
 Groups have one fixed shape, the last one is padded, and on the CPU each is computed by one thread.
-Block products run in the chosen dtype; patch embedding, residual stream, norms and everything a
-quality method computes are float32.
+On a GPU the shape stays fixed up to the results, because torch's reductions, too, choose an order
+of additions by it. Block products run in the chosen dtype; patch embedding, residual stream, norms
+and everything a quality method computes are float32.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from ..models.packed import can_pack, pack
+from ..models.patches import PatchProducts
+from ..models.vit import Attention, ieee_attention
 from ..quality.method import Norm, Tap, Values
-from .engine import Engine, Observed
+from .engine import Engine, Observed, first
 
-# Images per group on a GPU: enough to fill one with a small ViT, small enough that padding a
-# short batch wastes little.
-CUDA_GROUP = 64
+# Images per group on a GPU: the batch that the command line and the Ray pipeline hand over unless
+# told otherwise, so that nothing is padded there. Not chosen by measurement: benchmarks/gpu.py
+# times others.
+GPU_GROUP = 32
 # Small images share a group on a CPU, up to so many tokens: small products are mostly overhead
 # (512 against 256 tokens: 1.2 to 1.3 times the speed of the built-in model). Larger ones go
 # alone, so that a single image does not pay for a group of them.
@@ -39,6 +43,18 @@ def cpu_group(num_tokens: int) -> int:
     if num_tokens % TILE_ROWS or num_tokens >= CPU_ALONE_TOKENS:
         return 1
     return CPU_GROUP_TOKENS // num_tokens
+
+
+def fill(group: Tensor, images: Tensor, minus_one: Tensor) -> None:
+    """Normalise ``images``, as many as there are, into ``group`` [group, 3, S, S], float32; the
+    rest of it is zeros. Floats are normalised already."""
+    used = group[: len(images)]
+    # Asynchronously to a GPU only: a CPU thread would read pixels before they arrive.
+    used.copy_(images, non_blocking=group.device.type != "cpu")
+    if images.dtype == torch.uint8:
+        # (v / 255 - 0.5) / 0.5 to the bit, because doubling is exact.
+        torch.add(minus_one, used.div_(255), alpha=2, out=used)
+    group[len(images) :].zero_()
 
 
 class AddNorm:
@@ -74,9 +90,14 @@ class EagerEngine(Engine):
 
     name = "eager"
 
+    def images_per_group(self) -> int:
+        """One number for all groups."""
+        on_cpu = self.device.type == "cpu"
+        return cpu_group(self.vit.config.num_tokens) if on_cpu else GPU_GROUP
+
     def build(self) -> None:
         method, dtype, on_cpu = self.method, self.dtype, self.device.type == "cpu"
-        self.group = cpu_group(self.vit.config.num_tokens) if on_cpu else CUDA_GROUP
+        self.group = self.images_per_group()
         blocks = self.vit.blocks[: self.last_stage]
         taps = [method.tap(n) if n in method.stages else None for n in range(len(blocks) + 1)]
         # Of every stage: the norm before the block that reads it. Where none does, the tap's, or
@@ -93,26 +114,42 @@ class EagerEngine(Engine):
         self.positions = positions.expand(self.group, -1, -1)
         if on_cpu and can_pack(dtype):
             pack(self.vit, self.group)
+        if not on_cpu:
+            self.vit.patch_embed = PatchProducts(self.vit.patch_embed)  # type: ignore[assignment]
+            if dtype == torch.float32 and self.float32_precision == "highest":
+                for module in self.vit.modules():
+                    if isinstance(module, Attention):
+                        module.attend = ieee_attention
 
     def split(self, images: Tensor) -> Sequence[Tensor]:
         groups: Sequence[Tensor] = images.split(self.group)
         return groups
 
     def observe(self, images: Tensor, threads: int) -> Observed:
-        count = len(images)
-        # Asynchronously to a GPU only: a CPU thread would read pixels before they arrive.
-        images = images.to(self.device, non_blocking=self.device.type == "cuda")
-        if count < self.group:
-            images = torch.cat([images, images.new_zeros(self.group - count, *images.shape[1:])])
-        if images.dtype == torch.uint8:
-            # (v / 255 - 0.5) / 0.5 to the bit, because doubling is exact.
-            images = torch.add(self.minus_one, images.float().div_(255), alpha=2)
+        observed = self._observed(self._filled(images))
+        return observed if len(images) == self.group else observed.first(len(images))
+
+    def whole(self, images: Tensor) -> Values:
+        """A group of normalised images [group, 3, S, S], float32, to their results."""
+        return self._finish([self._observed(images)])
+
+    def _run_slice(self, images: Tensor) -> list[Values]:
+        if self.device.type == "cpu":
+            return super()._run_slice(images)
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            return [
+                first(len(group), self.whole(self._filled(group))) for group in self.split(images)
+            ]
+
+    def _filled(self, images: Tensor) -> Tensor:
+        shape = (self.group, *images.shape[1:])
+        group = torch.empty(shape, dtype=torch.float32, device=self.device)
+        fill(group, images, self.minus_one)
+        return group
+
+    def _observed(self, images: Tensor) -> Observed:
         x, seen = self._stream(images)
-        rows = None if self.head is None else self.head.rows(x)
-        if count < self.group:
-            seen = {stage: _first(count, values) for stage, values in seen.items()}
-            rows = None if rows is None else rows[:count]
-        return Observed(seen, rows)
+        return Observed(seen, None if self.head is None else self.head.rows(x))
 
     def _stream(self, images: Tensor) -> tuple[Tensor, dict[int, Values]]:
         """The residual stream after the last block that runs, and what the method saw of it."""
@@ -133,7 +170,3 @@ class EagerEngine(Engine):
 
 def _norm(norm: nn.LayerNorm) -> Norm:
     return norm.weight.detach(), norm.bias.detach(), norm.eps
-
-
-def _first(count: int, values: Values) -> Values:
-    return {name: value[:count] for name, value in values.items()}

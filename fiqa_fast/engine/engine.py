@@ -38,6 +38,12 @@ class Observed:
     stages: dict[int, Values]
     embedding_rows: Tensor | None
 
+    def first(self, count: int) -> Observed:
+        """The first ``count`` images."""
+        rows = self.embedding_rows
+        stages = {stage: first(count, values) for stage, values in self.stages.items()}
+        return Observed(stages, None if rows is None else rows[:count])
+
 
 class Engine(abc.ABC):
     """Runs ``vit`` for ``method``; with ``embedding`` also the whole model's embedding.
@@ -47,6 +53,7 @@ class Engine(abc.ABC):
     """
 
     name: str
+    note = ""  # why it is not the one that "auto" would rather have
 
     def __init__(
         self,
@@ -63,6 +70,8 @@ class Engine(abc.ABC):
         self.last_stage = vit.config.depth if embedding else max(method.stages)
         self.vit = prepared(vit, self.last_stage, device, dtype)
         self.float32_precision = float32_precision
+        if device.type == "cuda":  # laid out on this thread's stream, and read on others
+            torch.cuda.current_stream(device).synchronize()
         self.build()
 
     @abc.abstractmethod
@@ -97,9 +106,8 @@ class Engine(abc.ABC):
         the better: each time it waits for the interpreter, which decoding threads want as well.
         """
         groups = self.split(images)
-        on_cpu = self.device.type == "cpu"
         threads = max(1, torch.get_num_threads() // len(groups))
-        count = min(torch.get_num_threads(), len(groups)) if on_cpu else 1
+        count = min(torch.get_num_threads(), len(groups))
         bounds = [len(groups) * number // count for number in range(count + 1)]
         shares = [range(*pair) for pair in itertools.pairwise(bounds)]
         share_of = [number for number, share in enumerate(shares) for _ in share]
@@ -118,12 +126,7 @@ class Engine(abc.ABC):
             if is_last:
                 results[number] = self._finish([observed.pop(member) for member in share])
 
-        if on_cpu:
-            run_all(work, len(groups))
-        else:
-            with torch.autocast(self.device.type, enabled=False):
-                for group in range(len(groups)):
-                    work(group)
+        run_all(work, len(groups))
         return [results[number] for number in range(count)]
 
     def _finish(self, parts: list[Observed]) -> Values:
@@ -141,6 +144,11 @@ def _handed_over(parts: list[Tensor]) -> Tensor:
     """One tensor of the CPU, joined by NumPy: in torch it would have to be a worker's work."""
     arrays = [part.cpu().numpy() for part in parts]
     return torch.from_numpy(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+
+
+def first(count: int, values: Values) -> Values:
+    """The first ``count`` images."""
+    return {name: value[:count] for name, value in values.items()}
 
 
 def _joined(parts: list[Values]) -> Values:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs items through a scorer: decode threads ahead of it, one scoring thread, rows in order.
+"""Runs items through a scorer: decode threads ahead of it, a scoring thread, rows in order.
 
     items -> [decode threads] -> batcher -> [scoring thread] -> sink, progress, statistics
 
@@ -7,11 +7,13 @@ The number of images between the two ends is bounded, and that of the bytes whic
 handed over, so memory does not grow with the gallery.
 What decodes and torch release the interpreter while they work, so decoding, scoring and writing
 overlap; where the scorer keeps all cores busy, decoding and scoring take turns (:mod:`.turns`).
+A GPU has a second scoring thread, which sends a batch while another is computed.
 The calling thread only waits, packs and writes; an interrupt reaches it at once.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,7 +51,8 @@ class Summary:
     """What a run did. ``seconds`` run from the first item asked for to the table in its place.
 
     The other seconds are those of the stages, which overlap: the stage whose share of ``seconds``
-    is near 1, or near ``workers`` for decoding, is the one that the run waited for.
+    is near 1, or near ``workers`` for decoding and ``calls`` for scoring, is the one that the run
+    waited for.
     """
 
     images: int = 0
@@ -58,9 +61,10 @@ class Summary:
     reduced: int = 0  # of these, more than twofold
     seconds: float = 0.0
     workers: int = 1  # decode threads
+    calls: int = 1  # batches in the scorer at a time
     source_seconds: float = 0.0  # finding the items, and reading those of streams
     decode_seconds: float = 0.0  # opening and decoding, summed over the threads
-    scoring_seconds: float = 0.0  # inside the scorer
+    scoring_seconds: float = 0.0  # inside the scorer, summed over the calls
     write_seconds: float = 0.0  # inside the sink
     statistics: ScoreStatistics = field(default_factory=ScoreStatistics)
 
@@ -90,6 +94,7 @@ def run(
     batch_size: int = 32,
     workers: int | None = None,
     by_turns: bool = False,
+    calls: int = 1,
     progress: Progress | None = None,
     on_error: Callable[[str, str], None] | None = None,
 ) -> Summary:
@@ -102,6 +107,7 @@ def run(
     ``on_error(key, text)`` hears of it too.
     Images are decoded while others are scored. ``by_turns`` they are only fetched meanwhile, which
     is faster where the scorer keeps all cores busy (:func:`fiqa_fast.gallery.fills_the_cores`).
+    ``calls`` of the scorer run at a time, each in a thread: two for a scorer on a GPU.
 
     The sink is committed at the end, and aborted where anything raises; where that is the source,
     the items before are scored and written first. Raises :class:`ScoringError` where the scorer
@@ -110,11 +116,11 @@ def run(
     workers = default_workers() if workers is None else workers
     vectors = [name for name in outputs if name != "score"]
     progress = SilentProgress() if progress is None else progress
-    summary = Summary(workers=workers)
+    summary = Summary(workers=workers, calls=calls)
     start = time.perf_counter()
     turns = Turns() if by_turns else None
     decoded = DecodeAhead(items, reading, workers, batch_size, turns)
-    scoring = ThreadPoolExecutor(1, "fiqa_fast-score")
+    scoring = ThreadPoolExecutor(calls, "fiqa_fast-score")
     running: deque[tuple[_Batch, Future[Values] | None]] = deque()
 
     def finish() -> None:
@@ -135,7 +141,7 @@ def run(
         for batch in _batches(decoded, batch_size, turns):
             job = scoring.submit(score, batch.pixels) if len(batch.pixels) else None
             running.append((batch, job))
-            if len(running) > 1:  # write one batch while the next is being scored
+            if len(running) > calls:  # write one batch while the next is being scored
                 finish()
         while running:
             finish()
@@ -197,6 +203,7 @@ class _Scorer:
         self.seconds = 0.0
         self._scorer = scorer
         self._turn = nullcontext if turns is None else turns.scoring
+        self._adding = threading.Lock()
         self._names = ("score", *vectors)
         # A blank image tells the shapes, which a table needs before its first row; without
         # vectors they are known.
@@ -220,7 +227,8 @@ class _Scorer:
                 raise ScoringError(
                     f"wanted {name} of {len(pixels)} images from the scorer, got {len(value)}"
                 )
-        self.seconds += time.perf_counter() - start
+        with self._adding:
+            self.seconds += time.perf_counter() - start
         return values
 
 

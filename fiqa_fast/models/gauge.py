@@ -39,6 +39,10 @@ class GaugeRow:
     query_weight: Tensor  # [D]
     offset: float
 
+    def to(self, device: torch.device | str) -> GaugeRow:
+        """The same numbers on ``device``."""
+        return GaugeRow(self.scale, self.query_weight.to(device), self.offset)
+
     def calibrate(self, mean: Tensor, phi: Tensor) -> Tensor:
         """See :meth:`Gauge.calibrate`."""
         shift = (phi * self.query_weight.to(phi.device)).sum(-1) + self.offset

@@ -39,18 +39,32 @@ class PatchEmbed(nn.Module):
         return tokens
 
 
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T) v, each [B, H, N, d], by torch's fused kernels."""
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def ieee_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The same in plain products, all weights in memory.
+
+    What float32 takes on a GPU: torch's fused kernel for it splits every product into TF32 ones.
+    """
+    return torch.matmul(torch.matmul(q * scale, k.mT).softmax(-1), v)
+
+
 class Attention(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         dim = config.embed_dim
         self.num_heads = config.num_heads
         self.scale = config.head_dim**-0.5
+        self.attend = fused_attention
         self.qkv = Linear(dim, 3 * dim, bias=config.qkv_bias)
         self.proj = Linear(dim, dim)
 
     def forward(self, y: Tensor) -> Tensor:  # [B, N, D] -> [B, N, D]
         q, k, v = self.qkv(y).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)  # [B, H, N, d]
+        out = self.attend(q, k, v, self.scale)  # [B, H, N, d]
         projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
         return projected
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import UnsupportedModelError
-from ..models.gauge import Gauge
+from ..models.gauge import Gauge, GaugeRow
 from ..models.vit import Block, FaceViT
 from .fusion import exit_weights
 from .method import Norm, Tap, Values, image_by_image
@@ -83,6 +83,13 @@ class QueryKey:
         products = (q_mean * k_mean).unflatten(-1, (self.num_heads, -1))
         scores: Tensor = self.scale * products.sum(-1)
         return scores
+
+    def head_weights(self, heads: Heads) -> Tensor:
+        """[D]: s / H for every head, or s for the one that was chosen and 0 elsewhere."""
+        weights = torch.full((self.num_heads, 1), self.scale / self.num_heads, dtype=torch.float32)
+        if isinstance(heads, int):
+            weights.zero_()[heads] = self.scale
+        return weights.repeat_interleave(self.dim // self.num_heads).to(self.weight.device)
 
     def phi(self, q_mean: Tensor) -> Tensor:
         """What a gauge weighs: (s / H) q_mean, [B, D], heads in order."""
@@ -162,7 +169,7 @@ class AttnFiqa:
                 f"reduction={reduction!r} takes heads of at most {ops.MAX_HEAD_DIM} features, this "
                 f"model's have {head_dim}"
             )
-        self.outputs, self.reduction, self.heads, self.gauge = outputs, reduction, heads, gauge
+        self.outputs, self.reduction, self.heads = outputs, reduction, heads
         self.depth = depth
         self.fusion_weights = exit_weights(exit, fusion)
         every = "exit_scores" in outputs or "exit_maps" in outputs
@@ -174,6 +181,11 @@ class AttnFiqa:
             )
             for number in blocks
         }
+        # On the device from the start: a copy in between would make a GPU wait for the host.
+        self.gauge: dict[int, GaugeRow] = {}
+        if gauge is not None:
+            self.gauge = {number: gauge.row(number).to(place) for number in blocks}
+        self.head_weights = {n: block.head_weights(heads) for n, block in self.blocks.items()}
         self.stages = frozenset(number - 1 for number in blocks)
 
     def tap(self, stage: int) -> Tap | None:
@@ -245,32 +257,22 @@ class AttnFiqa:
         maps: Values = {}
         if "query_map" in wanted:
             q_mean, k_mean = block.pooled(mean)
-            partner = self._head_weights(block) * k_mean
+            partner = self.head_weights[number] * k_mean
             maps["query_map"] = block.map_of(patches, partner, of_keys=False)
         else:
             q_mean = block.query_mean(mean)
         if "patch_map" in wanted:
-            partner = self._head_weights(block) * q_mean
+            partner = self.head_weights[number] * q_mean
             key_map = block.map_of(patches, partner, of_keys=True)
             maps["patch_map"] = self._calibrated(number, block, key_map, q_mean)
         if "head_maps" in wanted:
             maps["head_maps"] = block.head_maps(patches, q_mean)
         return maps
 
-    def _head_weights(self, block: QueryKey) -> Tensor:
-        """[D]: s / H for every head, or s for the one that was chosen and 0 elsewhere."""
-        weights = torch.full(
-            (block.num_heads, 1), block.scale / block.num_heads, dtype=torch.float32
-        )
-        if isinstance(self.heads, int):
-            weights.zero_()[self.heads] = block.scale
-        expanded = weights.expand(-1, block.dim // block.num_heads).reshape(-1)
-        return expanded.to(block.weight.device)
-
     def _calibrated(self, number: int, block: QueryKey, mean: Tensor, q_mean: Tensor) -> Tensor:
-        if self.gauge is None:
+        if number not in self.gauge:
             return mean
-        return self.gauge.calibrate(number, mean, block.phi(q_mean))
+        return self.gauge[number].calibrate(mean, block.phi(q_mean))
 
 
 def _check_options(reduction: str, heads: Heads, num_heads: int) -> None:

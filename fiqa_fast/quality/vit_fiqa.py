@@ -20,7 +20,7 @@ from .. import ops
 from ..models.casting import round_keeping_row_sums
 from ..models.packed import PackedLinear, can_pack
 from ..models.rows import RowLinear, batch_norm_as_affine
-from ..models.vit import Block, FaceViT, Linear
+from ..models.vit import Block, FaceViT, Linear, fused_attention, ieee_attention
 from .fusion import exit_weights
 from .method import Tap, Values, image_by_image
 
@@ -103,6 +103,8 @@ class TokenBlock:
             fc2 = round_keeping_row_sums(fc2.float(), dtype)
         self.fc2 = RowLinear(fc2, mlp.fc2.bias, device, dtype)
         self.act = mlp.act
+        exact = device.type != "cpu" and dtype == torch.float32
+        self.attention = ieee_attention if exact else fused_attention
 
     def attend(self, x: Tensor) -> Tensor:
         """Stream before the block [B, N, D] to what token 0 gathers from all tokens, [B, D]."""
@@ -119,7 +121,7 @@ class TokenBlock:
         return token + self.fc2(self.act(self.fc1(self._norm(1, token))))
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return self.attention(q, k, v, self.scale)
 
     def _norm(self, number: int, x: Tensor) -> Tensor:
         weight, bias, eps = self.norms[number]

@@ -175,8 +175,8 @@ class GalleryActor(ScoreActor):
 
 
 def _describe(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
-    facts = recipe.scorer().describe()
-    return facts, this_build(facts["device"])
+    scorer = recipe.scorer()
+    return scorer.describe(), this_build(scorer.device.type, scorer.engine_note)
 
 
 def _read(gallery: Any, numbers: pa.Table) -> Any:

@@ -91,8 +91,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def this_build(device: str) -> dict[str, str]:
-    """Say what computes here: versions, and the processor's or GPU's kind."""
+def this_build(device: str, engine_note: str = "") -> dict[str, str]:
+    """Say what computes here: versions, the processor's or GPU's kind, a scorer's engine note."""
     import torch
 
     import fiqa_fast
@@ -103,11 +103,12 @@ def this_build(device: str) -> dict[str, str]:
         processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         if "amx_bf16" in _flags():
             processor += " AMX"
-    return {
+    build = {
         "fiqa_fast": fiqa_fast.__version__,
         "torch": str(torch.__version__),
         "processor": processor,
     }
+    return {**build, "engine_note": engine_note} if engine_note else build
 
 
 def _flags() -> str:
