@@ -339,7 +339,7 @@ def test_wrong_images(images: Any, normalized: bool, word: str) -> None:
         ({"exit": 1.0}, "from 1 to 3"),
         ({"fusion": "mean"}, "fusion must be one of"),
         ({"dtype": "float64"}, "dtype must be"),
-        ({"dtype": torch.int8}, "dtype must be"),
+        ({"dtype": torch.int32}, "dtype must be"),
         ({"device": "tpu"}, "device must be"),
         ({"device": "meta"}, "device must be"),
         ({"float32_precision": "medium"}, "float32_precision must be"),
