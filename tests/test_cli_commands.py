@@ -6,12 +6,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command_line import one_line_error
 
 import fiqa_fast
 from fiqa_fast.cli.options import OUTPUTS, parse_architecture
@@ -72,33 +70,6 @@ def test_info(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = cli("info")
     assert outcome.status == 0
     assert "not loaded: ModuleNotFoundError" in outcome.out
-
-
-@pytest.mark.parametrize("with_images", [False, True])
-def test_bench(cli: Any, gallery: Path, tmp_path: Path, with_images: bool) -> None:
-    path = tmp_path / "bench.json"
-    inputs = [gallery] if with_images else []
-    options = ("--batch-size", 2, "--repeat", 2, "--dtype", "float32,bfloat16", "-o", path)
-    outcome = cli("bench", *inputs, *options)
-    assert outcome.status == 0, outcome.err
-    report = json.loads(path.read_text())
-    assert list(report["dtypes"]) == ["float32", "bfloat16"]
-    exact = report["dtypes"]["float32"]
-    assert exact["published"]["max_error_over_std"] == 0
-    assert exact["fiqa_fast"]["max_error_over_std"] < 1e-3
-    assert exact["fiqa_fast"]["spearman"] > 0.99
-    for entry in report["dtypes"].values():
-        rates = [entry[name]["images_per_second"] for name in ("fiqa_fast", "published")]
-        assert entry["ratio"] == pytest.approx(rates[0] / rates[1])
-        assert min(rates) > 0
-    assert "images/s" in outcome.out
-
-
-def test_bench_overwrites_no_model(cli: Any, tmp_path: Path) -> None:
-    model = tmp_path / "vit.safetensors"
-    model.write_bytes(b"weights")
-    message = one_line_error(cli("bench", "--model", model, "-o", model))
-    assert "this is an input too, and would be overwritten" in message
 
 
 def test_the_outputs_of_the_help_are_those_of_the_scorer() -> None:

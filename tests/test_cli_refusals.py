@@ -52,8 +52,6 @@ from fiqa_fast.cli import main
         (["score", "in", "--nonsense"], "nonsense"),
         (["score"], None),
         (["nonsense"], "nonsense"),
-        (["bench", "--dtype", "float7"], "wanted some of float32"),
-        (["bench", "-o", "no/out.json"], "does not exist"),
         (["models", "extra"], "extra"),
     ],
 )

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from fiqa_fast import FaceViT, Scorer, ViTConfig, load_model, reference
 from fiqa_fast.engine.eager import CPU_GROUP_TOKENS, TILE_ROWS, EagerEngine, cpu_group
 from fiqa_fast.engine.engine import SLICE
-from fiqa_fast.engine.published import published_scores
 from fiqa_fast.hardware import NARROW_SUMS, float32_arithmetic, resolve_dtype
 from fiqa_fast.models.casting import round_keeping_row_sums
 from fiqa_fast.models.packed import PackedLinear, PackedPatchEmbed, can_pack, pack
@@ -259,16 +258,6 @@ def test_float32_on_a_gpu_leaves_the_fused_attention_out(
     assert model.blocks[0].attn.attend is fused_attention
 
 
-def test_published_computation_is_the_same_score() -> None:
-    model = load_model("starter")
-    images = torch.randint(0, 256, (4, 3, 112, 112), dtype=torch.uint8)
-    normalised = (images.float() / 255 - 0.5) / 0.5
-    want = published_scores(copy.deepcopy(model).double(), normalised, torch.float64)
-    got = Scorer(model, dtype="float32", gauge=None)(images).score
-    assert got is not None
-    assert torch.allclose(got, want.float(), atol=1e-5)
-
-
 def random_model(**options: Any) -> FaceViT:
     model = FaceViT(ViTConfig(28, 32, 3, 2, 2, **options)).requires_grad_(False)
     for tensor in model.state_dict().values():
@@ -279,14 +268,6 @@ def random_model(**options: Any) -> FaceViT:
 
 def normal(images: Tensor) -> Tensor:
     return (images.float() / 255 - 0.5) / 0.5
-
-
-def test_published_computation_leaves_a_quality_token_out() -> None:
-    model = random_model(quality_head="token")
-    images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
-    want = Scorer(model, dtype="float32")(images).score
-    assert want is not None
-    torch.testing.assert_close(published_scores(model, normal(images)), want)
 
 
 def test_a_block_in_two_places() -> None:

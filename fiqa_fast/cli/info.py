@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from fiqa_fast.cli.group import version
+from fiqa_fast.cores import cpu_name
 
 __all__ = ["command"]
 
@@ -73,9 +74,7 @@ def _package_versions() -> dict[str, str]:
 def _devices() -> dict[str, Any]:
     import torch
 
-    devices: dict[str, Any] = {
-        "cpu": f"{_cpu_name()}, torch uses {torch.get_num_threads()} threads"
-    }
+    devices: dict[str, Any] = {"cpu": f"{cpu_name()}, torch uses {torch.get_num_threads()} threads"}
     if not torch.cuda.is_available():
         devices["cuda"] = "none" if torch.version.cuda else "none: this torch is built without CUDA"
         return devices
@@ -86,17 +85,6 @@ def _devices() -> dict[str, Any]:
             f"{device.name}, compute capability {device.major}.{device.minor}, {gib:.0f} GiB"
         )
     return devices
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _kernels() -> dict[str, Any]:

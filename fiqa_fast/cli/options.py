@@ -26,6 +26,7 @@ __all__ = [
     "named",
     "parse_architecture",
     "parse_outputs",
+    "quality_options",
     "quiet_pillow",
     "rates",
     "reading_options",
@@ -55,6 +56,7 @@ _ARCHITECTURE_KEYS: dict[str, Callable[[str], Any]] = {
     "num_heads": int,
     "mlp_ratio": float,
     "num_classes": int,
+    "quality_head": str,
     "qkv_bias": lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
 }
 
@@ -156,8 +158,8 @@ def reading_options(function: F) -> F:
     return function
 
 
-def scorer_options(function: F) -> F:
-    """Add the options that say what is computed, and on what."""
+def quality_options(function: F) -> F:
+    """Add the options that say which quality is computed."""
     for option in reversed(
         (
             click.option(
@@ -203,6 +205,17 @@ def scorer_options(function: F) -> F:
                 type=click.Choice(["uniform", "depth"]),
                 help="Fuse the scores of all blocks up to the exit.",
             ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def scorer_options(function: F) -> F:
+    """Add the options that say what is computed, and on what."""
+    for option in reversed(
+        (
+            quality_options,
             click.option(
                 "--gauge",
                 default="auto",

@@ -142,7 +142,7 @@ class FaceViT(nn.Module):
         """Normalised images [B, 3, S, S] to tokens [B, N, D] that know no position."""
         tokens: Tensor = self.patch_embed(images)
         if self.config.num_prefix_tokens:
-            tokens = torch.cat([self.qs_token.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.qs_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return tokens
 
     def embed(self, images: Tensor) -> Tensor:
