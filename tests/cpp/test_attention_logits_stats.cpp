@@ -184,10 +184,11 @@ void compare_image(const Outputs& got, const Logits& all, const Shape& s, int64_
         keys[j] += row[j] / static_cast<double>(matrices * s.q_tokens);
         queries[i] += row[j] / static_cast<double>(matrices * s.k_tokens);
       }
+      const double log_sum = std::log(sum);
       for (int64_t j = 0; j < s.k_tokens; ++j)
-        entropy -= std::exp(row[j]) / sum * (row[j] - std::log(sum));
+        entropy -= std::exp(row[j]) / sum * (row[j] - log_sum);
       const int64_t at = (image * matrices + m) * s.q_tokens + i;
-      compare("logsumexp", got.logsumexp[at], std::log(sum), allowed);
+      compare("logsumexp", got.logsumexp[at], log_sum, allowed);
       compare("entropy", got.entropy[at], entropy, allowed);
     }
   }
