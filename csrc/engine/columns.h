@@ -55,8 +55,8 @@ FIQA_FAST_INLINE void pack_columns(const float* weight, int64_t columns, int64_t
       int32_t sum = 0;
       for (int64_t c = 0; c < channels; ++c) {
         const float scaled = from[c] * factor;
-        // What is not a number makes the unit one, too.
-        const int32_t whole = scaled >= -Number::kColumnTop && scaled <= Number::kColumnTop
+        // What is not a number makes the unit one, too. The largest may come out a little above.
+        const int32_t whole = __builtin_fabsf(scaled) < Number::kColumnTop + 0.5f
                                   ? static_cast<int32_t>(__builtin_rintf(scaled))
                                   : 0;
         sum += whole;

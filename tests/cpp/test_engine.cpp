@@ -24,6 +24,7 @@ constexpr Format kFormats[] = {
     {"float32", &EngineKernels::float32, 2e-6},
     {"high", &EngineKernels::high, 6e-5},
     {"bfloat16", &EngineKernels::bfloat16, 2e-2},
+    {"int8", &EngineKernels::int8, 5e-2},
 };
 
 struct Case {

@@ -87,9 +87,39 @@ inline __m512i set1_epi32(int32_t value) {
   return out;
 }
 
+inline __m512i set1_epi16(int16_t value) {
+  Elements<int16_t, 32> out;
+  for (int16_t& half : out.at) half = value;
+  return out;
+}
+
+// Unsigned bytes times signed ones, added in pairs; what sixteen bits do not hold is cut off.
+inline __m512i maddubs_epi16(__m512i a, __m512i b) {
+  const Elements<uint8_t, 64> x(a);
+  const Elements<int8_t, 64> y(b);
+  Elements<int16_t, 32> out;
+  for (int i = 0; i < 32; ++i) {
+    const int32_t sum = x.at[2 * i] * y.at[2 * i] + x.at[2 * i + 1] * y.at[2 * i + 1];
+    out.at[i] = static_cast<int16_t>(sum < -32768 ? -32768 : sum > 32767 ? 32767 : sum);
+  }
+  return out;
+}
+
+inline __m512i madd_epi16(__m512i a, __m512i b) {
+  const Elements<int16_t, 32> x(a), y(b);
+  Elements<int32_t, 16> out;
+  for (int i = 0; i < 16; ++i)
+    out.at[i] = static_cast<int32_t>(static_cast<uint32_t>(x.at[2 * i] * y.at[2 * i]) +
+                                     static_cast<uint32_t>(x.at[2 * i + 1] * y.at[2 * i + 1]));
+  return out;
+}
+
 }  // namespace
 }  // namespace fiqa_fast::model
 
+#define _mm512_set1_epi16 fiqa_fast::model::set1_epi16
+#define _mm512_maddubs_epi16 fiqa_fast::model::maddubs_epi16
+#define _mm512_madd_epi16 fiqa_fast::model::madd_epi16
 #define _mm512_fmadd_ps fiqa_fast::model::fmadd_ps
 #define _mm512_maskz_max_ps fiqa_fast::model::maskz_max_ps
 #define _mm512_maskz_min_ps fiqa_fast::model::maskz_min_ps
