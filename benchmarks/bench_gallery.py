@@ -20,7 +20,6 @@ import itertools
 import json
 import statistics
 import struct
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,22 +30,15 @@ import torch
 from PIL import Image
 
 import fiqa_fast
+from fiqa_fast.bench.stages import Nowhere, write_tar
 from fiqa_fast.cores import cores
-from fiqa_fast.gallery import Rows, fills_the_cores, open_sources, run
+from fiqa_fast.gallery import fills_the_cores, open_sources, run
 from fiqa_fast.gallery.runner import Summary, default_workers
 from fiqa_fast.models.registry import ARCHITECTURES
 from fiqa_fast.models.vit import FaceViT
 from fiqa_fast.reading import Reading
 
 CROPS = Path(__file__).parents[1] / "examples" / "crops"
-
-
-class Nowhere:
-    """A sink that keeps nothing: what is measured ends before it."""
-
-    def write(self, rows: Rows) -> None: ...
-    def commit(self) -> None: ...
-    def abort(self) -> None: ...
 
 
 def processor() -> str:
@@ -72,14 +64,6 @@ def write_record(path: Path, images: list[bytes], count: int) -> None:
             record = struct.pack("<IfQQ", 0, 0.0, number, 0) + image
             file.write(struct.pack("<II", 0xCED7230A, len(record)))
             file.write(record + bytes(-len(record) % 4))
-
-
-def write_tar(path: Path, images: list[bytes], count: int) -> None:
-    with tarfile.open(path, "w") as archive:
-        for number, image in enumerate(itertools.islice(itertools.cycle(images), count)):
-            member = tarfile.TarInfo(f"{number:08d}.jpg")
-            member.size = len(image)
-            archive.addfile(member, io.BytesIO(image))
 
 
 def load(name: str) -> FaceViT:

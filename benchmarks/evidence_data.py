@@ -37,10 +37,19 @@ class Faces:
     names: list[str]  # whom each image shows; sorted, they tell the first half from the second
 
 
-def read_faces(data: Path, values: Path) -> Faces:
+def open_faces(data: Path) -> tuple[Dataset, npt.NDArray[np.float32], list[str]]:
+    """The set, its matcher's embeddings, and whom each image shows."""
     faces = data / "faces"
-    images = faces / "aligned112"
-    dataset = open_dataset(faces / "crossq_protocol.csv", root=images, columns=["lightqnet100"])
+    dataset = open_dataset(
+        faces / "crossq_protocol.csv", root=faces / "aligned112", columns=["lightqnet100"]
+    )
+    embeddings = read_embeddings(faces / "reference_edgeface_xs_embeddings.npz", dataset.paths)
+    return dataset, embeddings, [Path(path).parts[1] for path in dataset.paths]
+
+
+def read_faces(data: Path, values: Path) -> Faces:
+    dataset, embeddings, names = open_faces(data)
+    images = data / "faces" / "aligned112"
     assert dataset.items is not None
     model = fiqa_fast.load_model("starter")
     settings = Settings(every_block=True)
@@ -51,17 +60,28 @@ def read_faces(data: Path, values: Path) -> Faces:
         scores[f"{REVERSED}, block {block}"] = -scores[f"{THEIRS}, block {block}"]
     scores[CONTROLS[0]] = dataset.scores["lightqnet100"]
     scores[CONTROLS[1]] = np.random.default_rng(0).random(len(dataset.paths))
-    embeddings = read_embeddings(faces / "reference_edgeface_xs_embeddings.npz", dataset.paths)
     own = fiqa_fast.Scorer(model, outputs=("embedding",), dtype="float32")
     stacked = [own([images / path for path in dataset.paths]).embedding]
     matchers = {"EdgeFace-XS": embeddings, "the built-in model itself": torch.cat(stacked).numpy()}
-    names = [Path(path).parts[1] for path in dataset.paths]
     return Faces(dataset, scores, matchers, names)
 
 
 def ratios(trials: evaluate.Trials, scores: dict[str, Array]) -> dict[str, Row]:
     found = evaluate.compare(trials, scores, fmr=[FMR], limit=LIMIT)
     return {row.method: row for row in found.rows}
+
+
+def calibrated_by_exit(data: Path) -> dict[int, Row]:
+    """The calibrated score of every block, in float32, by block."""
+    dataset, embeddings, names = open_faces(data)
+    scorer = fiqa_fast.Scorer(
+        fiqa_fast.load_model("starter"), outputs=("exit_scores",), dtype="float32"
+    )
+    paths = [data / "faces" / "aligned112" / path for path in dataset.paths]
+    values = torch.cat([scorer(paths[i : i + 64]).exit_scores for i in range(0, len(paths), 64)])
+    by_block = {str(b): v.double().numpy() for b, v in enumerate(values.unbind(1), 1)}
+    found = ratios(evaluate.Trials.of_identities(embeddings, names), by_block)
+    return {int(block): row for block, row in found.items()}
 
 
 @dataclasses.dataclass

@@ -48,7 +48,7 @@ def _paragraphs(report: Report) -> Iterator[str]:
     for dtype, stage in report.stages.items():
         yield _stage(dtype, stage)
     if report.memory:
-        yield _memory(report.memory)
+        yield "\n".join([_memory(report.memory), *_accounts(report.batches[-1])])
     if report.startup is not None:
         yield _startup(report.startup)
 
@@ -175,6 +175,21 @@ def _memory(entries: Sequence[dict[str, Any]]) -> str:
         if "missing" in entry
     ]
     return "\n".join(lines)
+
+
+def _accounts(batch: BatchResult) -> Iterator[str]:
+    """What our own engine says it holds."""
+    for line in batch.lines:
+        if "weight_bytes" in line.facts:
+            weights, in_pass, each = (
+                line.facts[name] / 1e6
+                for name in ("weight_bytes", "bytes_per_pass", "bytes_per_image_in_flight")
+            )
+            yield (
+                f"{line.name}, {line.dtype}, by its own account: weights {weights:.1f} MB; a pass "
+                f"of {line.facts['images_per_pass']} images {in_pass:.2f} MB, {each:.2f} MB per "
+                "image in flight"
+            )
 
 
 def _startup(found: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ _COMMANDS = {
     "heatmap": "Draw where in each image the quality comes from.",
     "evaluate": "Judge quality scores by the errors of a face matcher.",
     "calibrate": "Fit a gauge to a model, on unlabelled crops.",
-    "bench": "Measure images per second against the published computation.",
+    "bench": "Measure images per second beside the published computation and other engines.",
     "models": "List the architectures that checkpoints are recognised as.",
     "info": "Show versions, devices and which kernels are in use.",
 }
