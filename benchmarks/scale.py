@@ -217,7 +217,7 @@ def shared(measured: dict[str, Figures]) -> str:
         values = [f"{found[source]['of_model']:.2f}" for source in ("rec", "tar")]
         rows.append(
             [
-                f"{_MODELS[found['model']]}, exit {found['exit']}",
+                _MODELS[found["model"]],
                 str(found["threads"]),
                 f"{found['model_images_per_second']:,.0f}",
                 f"{100 * found['decode_over_model']:.1f} %",
@@ -227,8 +227,7 @@ def shared(measured: dict[str, Figures]) -> str:
             ]
         )
     header = ["model", "threads", "model alone, images/s", "decode / model"]
-    table = markdown([*header, ".rec", ".tar", "bound", "of the run, in scoring"], rows)
-    return f"{table}\n\n{measured['gallery'][0]['processor']}."
+    return markdown([*header, ".rec", ".tar", "bound", "of the run, in scoring"], rows)
 
 
 BLOCKS = {
