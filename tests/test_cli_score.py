@@ -73,7 +73,7 @@ def test_parquet_says_what_the_scores_mean(cli: Any, gallery: Path, tmp_path: Pa
 def test_why_another_engine_was_taken_is_told_and_recorded(
     cli: Any, gallery: Path, tmp_path: Path
 ) -> None:
-    reason = "it computes in float32 or bfloat16, not in float16"
+    reason = "it computes in float32, bfloat16 or int8, not in float16"
     path = tmp_path / "out.parquet"
     outcome = cli("score", gallery, "-o", path, "--dtype", "float16")
     assert outcome.status == 0, outcome.err
