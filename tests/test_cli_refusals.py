@@ -142,6 +142,44 @@ def test_interrupts_keep_what_is_finished(
     assert not list(state.glob("*.tmp"))
 
 
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("when", [1, 2])
+def test_a_signal_inside_of_a_lock_is_no_error(
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    number: str,
+    status: int,
+    when: int,
+) -> None:
+    """Unwinding there fails by itself: "release unlocked lock" takes the exit's place.
+
+    The second time is the start of a thread, which nobody would then tell to end.
+    """
+    face(tmp_path / "a.png", 0)
+    (tmp_path / "list.txt").write_text("a.png\n" * 1000)
+    done = run_python(
+        f"""
+import os, signal, sys, threading
+from fiqa_fast.cli import main
+
+acquire_again, calls = threading.Condition._acquire_restore, []
+
+def interrupted(self, state):
+    calls.append(None)
+    if len(calls) == {when}:
+        os.kill(os.getpid(), signal.{number})
+    acquire_again(self, state)
+
+threading.Condition._acquire_restore = interrupted
+sys.argv[1:] = ["score", "list.txt", "-o", "out.csv", "--quiet"]
+main()
+"""
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error" not in done.stderr
+
+
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     face(tmp_path / "a.png", 0)
     (tmp_path / "list.txt").write_text("a.png\n" * 5000)

@@ -8,6 +8,7 @@ line and 130; a closed pipe is silent.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -23,15 +24,24 @@ from fiqa_fast.cli.group import Interrupted, PipeClosed, group
 
 __all__ = ["main"]
 
+_INTERRUPTED = [
+    128 + getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with its status."""
+    """Run the command line and exit with its status; without ``args``, that of this process."""
     _open_closed_streams()
     _terminate_cleanly()
+    status: Any = None
     try:
         status = _run(list(sys.argv[1:] if args is None else args))
+    except SystemExit as end:
+        status = end.code
     finally:
         _end_at_once()
+    if args is None and status in _INTERRUPTED:
+        _leave(status)
     sys.exit(status)
 
 
@@ -44,19 +54,50 @@ def _run(args: list[str]) -> int:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         return USAGE
     except (Interrupted, click.Abort, KeyboardInterrupt):
-        start = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C in this line
-        click.echo(f"{start}fiqa-fast: interrupted", err=True)
-        return 128 + signal.SIGINT
+        return _interrupted()
     except (PipeClosed, BrokenPipeError):
         # Python would complain once again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except Exception as error:
+        end = _ending_behind(error)
+        if isinstance(end, KeyboardInterrupt):
+            return _interrupted()
+        if end is not None:
+            raise end from None
         message = explain(error)
         if message is None or os.environ.get("FIQA_FAST_TRACEBACK"):
             raise
         click.echo(f"fiqa-fast: error: {message}", err=True)
         return USAGE
+
+
+def _interrupted() -> int:
+    start = "\n" if sys.stderr.isatty() else ""  # a terminal shows ^C in this line
+    click.echo(f"{start}fiqa-fast: interrupted", err=True)
+    return 128 + signal.SIGINT
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit without waiting for threads, one of which may wait for ever.
+
+    Where the signal came while a thread was being started, its pool does not know of it.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _ending_behind(error: BaseException | None) -> BaseException | None:
+    """Return the exit or interrupt in whose handling ``error`` was raised, if any.
+
+    A signal raises wherever the main thread happens to be. In the middle of a library's lock, the
+    library's own unwinding fails ("release unlocked lock"), and its complaint comes instead.
+    """
+    while error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _open_closed_streams() -> None:
