@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All engines over batch sizes and exits: benchmarks/results/<processor>.json, and its plots.
 
-FIQA_FAST_TEST_DATA=... python benchmarks/engines.py [--models cvlface_vit_small starter] [--peers]
+FIQA_FAST_TEST_DATA=... python benchmarks/engines.py [--models cvlface_vit_small starter]
 
 In three parts, of which `--parts` chooses; the file keeps what it has of the others:
 
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--models", nargs="+", default=["cvlface_vit_small", "starter"])
-    add("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    add("--dtypes", nargs="+", default=["float32", "int8", "bfloat16"])
     add("--batch-sizes", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64])
     add("--exit-batch-size", type=int, default=32)
     add("--repeat", type=int, default=9)

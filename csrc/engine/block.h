@@ -32,7 +32,7 @@ struct Layout {
   int64_t head, attention, row, own_bytes;  // offsets in the memory of a thread
 
   Layout(const EngineShape& shape, int64_t images) {
-    // Rows are computed two tiles at a time, and attention reads as many behind an image.
+    // Rows are computed two tiles at a time, also the last of the last image.
     rows = parts_of(images * shape.tokens(), kSide) * kSide + 2 * kSide;
     head_width = steps<Inner>(shape.head_dim()) * Inner::kDepth;
     head_padded = tiles(shape.head_dim()) * kSide;

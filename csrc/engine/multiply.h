@@ -213,7 +213,7 @@ struct Multiply<Bfloat16, kAdd, kRowTiles, kColumnTiles> {
     const char *rows = a.data, *columns = b.data;
     for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
       meanwhile.step();
-      amx::add<kRowTiles, kColumnTiles>(rows, a, columns, b);
+      amx::add<kRowTiles, kColumnTiles, Bfloat16>(rows, a, columns, b);
     }
     amx::end<kRowTiles, kColumnTiles>(c, stride);
   }
@@ -229,9 +229,9 @@ struct Multiply<SplitFloat32, kAdd, kRowTiles, kColumnTiles> {
     for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
       meanwhile.step();
       // The small products first.
-      amx::add<kRowTiles, kColumnTiles>(rows + a.part, a, columns, b);
-      amx::add<kRowTiles, kColumnTiles>(rows, a, columns + b.part, b);
-      amx::add<kRowTiles, kColumnTiles>(rows, a, columns, b);
+      amx::add<kRowTiles, kColumnTiles, Bfloat16>(rows + a.part, a, columns, b);
+      amx::add<kRowTiles, kColumnTiles, Bfloat16>(rows, a, columns + b.part, b);
+      amx::add<kRowTiles, kColumnTiles, Bfloat16>(rows, a, columns, b);
     }
     amx::end<kRowTiles, kColumnTiles>(c, stride);
   }
@@ -248,7 +248,7 @@ struct Multiply<Int8, kAdd, kRowTiles, kColumnTiles> {
     const char *rows = a.data, *columns = b.data;
     for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
       meanwhile.step();
-      amx::add<kRowTiles, kColumnTiles, amx::Bytes>(rows, a, columns, b);
+      amx::add<kRowTiles, kColumnTiles, Int8>(rows, a, columns, b);
     }
     amx::end<kRowTiles, kColumnTiles>(c, stride);
   }

@@ -6,7 +6,7 @@
 // _tile_loadconfig names 8 of 64 bytes), so stores before them may come too late.
 #pragma once
 
-#include "engine/tile.h"
+#include "engine/number.h"
 
 namespace fiqa_fast::FIQA_FAST_ISA {
 
@@ -61,20 +61,17 @@ FIQA_FAST_INLINE void begin(const float* c, int64_t stride) {
   }
 }
 
-// A panel of columns meets row after row. Together with the rows it would be more than the first
-// cache, and each would drive out the other (measured on a ViT-S: a seventh of the time).
-struct Halves {};
-struct Bytes {};
-
-#define FIQA_FAST_TILE_PRODUCT(sum, a, b)   \
-  do {                                      \
-    if constexpr (__is_same(Number, Bytes)) \
-      FIQA_FAST_TILE_INT8(sum, a, b);       \
-    else                                    \
-      FIQA_FAST_TILE_BF16(sum, a, b);       \
+#define FIQA_FAST_TILE_PRODUCT(sum, a, b)  \
+  do {                                     \
+    if constexpr (__is_same(Number, Int8)) \
+      FIQA_FAST_TILE_INT8(sum, a, b);      \
+    else                                   \
+      FIQA_FAST_TILE_BF16(sum, a, b);      \
   } while (false)
 
-template <int kRowTiles, int kColumnTiles, class Number = Halves>
+// A panel of columns meets row after row. Together with the rows it would be more than the first
+// cache, and each would drive out the other (measured on a ViT-S: a seventh of the time).
+template <int kRowTiles, int kColumnTiles, class Number>
 FIQA_FAST_INLINE void add(const char* rows, const Operand& a, const char* columns,
                           const Operand& b) {
   FIQA_FAST_TILE_STREAM(4, rows, kLineBytes);

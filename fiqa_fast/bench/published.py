@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..models.vit import Block, FaceViT
 from ..quality.fusion import exit_weights
 from ..quality.reductions import Heads
+from ..reference import reduce_logits
 
 
 def normalised(pixels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -78,23 +79,7 @@ class Published(nn.Module):
     def _reduced(self, logits: Tensor) -> Tensor:
         """One value per image of logits [B, H, N, N]."""
         logits = _exact(logits[:, :, self.first_token :, self.first_token :])
-        if isinstance(self.heads, int):
-            logits = logits[:, self.heads : self.heads + 1]
-        elif self.heads == "average":
-            logits = logits.mean(1, keepdim=True)
-        if self.reduction == "median":
-            return logits.flatten(1).median(1).values
-        if self.reduction == "max":
-            return logits.amax((1, 2, 3))
-        if self.reduction == "inverse_std":
-            return logits.flatten(1).std(1).reciprocal()
-        if self.reduction == "row_variance":
-            return logits.var(3, unbiased=False).mean((1, 2))
-        if self.reduction == "centered_variance":
-            rows, columns = logits.mean(3, keepdim=True), logits.mean(2, keepdim=True)
-            centred = logits - rows - columns + logits.mean((2, 3), keepdim=True)
-            return centred.square().mean((1, 2, 3))
-        return logits.mean((1, 2, 3))
+        return reduce_logits(logits, self.reduction, self.heads)
 
 
 def _logits(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
