@@ -198,13 +198,17 @@ def soaked(measured: dict[str, Figures]) -> str:
                     source["busy"],
                 ]
             )
+    where = (
+        f"{_MODELS[found['model']]}: {found['threads']} threads, {found['processor']}"
+        for found in soaks
+    )
     header = ["model", "crops", "MiB when warm", "MiB at most", "MiB per 100,000", "images/s"]
     return "\n\n".join(
         [
             markdown([*header, "of model", "bound", "busy"], rows),
             filled(
-                f"""{soaks[0]["threads"]} threads, {soaks[0]["processor"]}. "Of model" is over the
-                speed of the model alone before and after."""
+                f"""{"; ".join(where)}. "Of model" is over the speed of the model alone before and
+                after."""
             ),
         ]
     )

@@ -17,6 +17,7 @@ import torch
 
 from .children import call, command
 from .entries import Absent, Entry
+from .peers.everyone import entries_of
 from .peers.exports import Exports
 from .subject import Subject
 
@@ -61,8 +62,6 @@ def _in_child(subject: Subject, entry: Entry, batch_size: int) -> dict[str, floa
 
 def child() -> None:
     """Measure the entry that standard input describes, and print what was found."""
-    from .run import entries_of  # which imports this file
-
     spec = json.loads(input())
     subject = Subject.of(**spec["subject"])
     torch.set_num_threads(subject.threads)

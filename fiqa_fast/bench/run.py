@@ -18,14 +18,15 @@ from .agreement import agreement
 from .entries import Absent, Entry
 from .facts import machine, versions
 from .gemm import Products, products
-from .peers import compiled, eager, onnxruntime, openvino, ours
+from .peers import compiled
+from .peers.everyone import entries_of
 from .peers.exports import Exports
 from .pixels import pixels_of
 from .race import race
 from .result import BatchResult, Contender, Missing, Report, result_of
 from .subject import Subject
 
-__all__ = ["ALSO", "Plan", "entries_of", "measure"]
+__all__ = ["ALSO", "Plan", "measure"]
 
 ALSO = ("decode", "memory", "startup")
 # Whose scores are compared: enough for ranks.
@@ -115,22 +116,6 @@ def measure(
         tell("start-up")
         report.startup = startup.measured(subject, images[0], plan.repeat, plan.seconds)
     return report
-
-
-def entries_of(
-    subject: Subject,
-    dtype: str,
-    exports: Exports,
-    scorer_of: Callable[[str], Scorer],
-    peers: bool,
-) -> list[Entry]:
-    """Everyone who computes in this arithmetic, or is asked to."""
-    found = ours.entries(dtype, scorer_of) + eager.entries(subject, dtype)
-    if peers:
-        found += compiled.entries(subject, dtype)
-        found += onnxruntime.entries(exports, dtype)
-        found += openvino.entries(exports, dtype)
-    return found
 
 
 class _Races:
