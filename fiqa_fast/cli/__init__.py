@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -30,7 +31,10 @@ _INTERRUPTED = [
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with its status; without ``args``, that of this process."""
+    """Run the command line and exit with its status.
+
+    Without ``args``, it is this process's own, which then waits for nothing when interrupted.
+    """
     _open_closed_streams()
     _terminate_cleanly()
     status: Any = None
@@ -84,8 +88,9 @@ def _leave(status: int) -> NoReturn:
     Where the signal came while a thread was being started, its pool does not know of it.
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody may be reading any more
+            stream.flush()
     os._exit(status)
 
 
