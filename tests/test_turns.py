@@ -88,6 +88,40 @@ def test_images_are_fetched_beside_the_scorer_and_decoded_between() -> None:
     assert summary.decode_seconds < 1  # without the time they waited
 
 
+def test_the_source_is_not_asked_while_images_are_decoded() -> None:
+    decoded = 0
+    asked: list[int] = []  # images decoded until then
+
+    def source() -> Iterator[Item]:
+        for i in range(320):
+            asked.append(decoded)
+            yield Item(str(i), lambda: io.BytesIO(PNG))
+
+    class Counting(Reading):
+        def __call__(self, source: Any) -> Fitted:
+            nonlocal decoded
+            time.sleep(0.002)
+            decoded += 1
+            return super().__call__(source)
+
+    def scorer(images: torch.Tensor) -> Any:
+        time.sleep(0.3)  # so long that turns stay short
+        return mean(images)
+
+    summary = run(
+        source(),
+        scorer,
+        Sink(),
+        reading=Counting(SIZE),
+        batch_size=32,
+        workers=2,
+        by_turns=True,
+    )
+    assert summary.scored == 320
+    # Behind each turn of 32; two tasks of eight may have been decoded ahead.
+    assert all(images % 32 <= 2 * 8 for images in asked)
+
+
 def test_what_is_long_is_not_fetched_before_its_turn() -> None:
     long = PNG + bytes(300 * 2**10)
     read: list[int] = []

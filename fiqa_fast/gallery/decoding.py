@@ -61,8 +61,17 @@ class DecodeAhead:
         self.source_seconds = self.decode_seconds = 0.0
         self._items, self._reading = items, reading
         self._workers, self._batch_size, self._turns = workers, batch_size, turns
+        self._asks = True
         self._decoders = ThreadPoolExecutor(workers, "fiqa_fast-decode")
         self._readers = ThreadPoolExecutor(workers, "fiqa_fast-read") if turns else None
+
+    def look_ahead(self) -> None:
+        """Ask the source for more, as a turn of scoring begins.
+
+        While images are decoded it would keep the interpreter from those that decode; without
+        turns, it is asked all the time.
+        """
+        self._asks = True
 
     def close(self) -> None:
         """Let the threads go; what they have not begun is dropped."""
@@ -81,7 +90,8 @@ class DecodeAhead:
         waiting: deque[tuple[Future[tuple[list[Decoded], float]], int]] = deque()
         waiting_bytes = 0
         while True:
-            while len(waiting) < self._window and waiting_bytes < MAX_HELD:
+            asks = self._asks or not waiting
+            while asks and len(waiting) < self._window and waiting_bytes < MAX_HELD:
                 chunk, held = next(chunks, ([], 0))
                 if not chunk:
                     break
@@ -89,6 +99,7 @@ class DecodeAhead:
                 waiting_bytes += held
             if not waiting:
                 return
+            self._asks = self._turns is None
             future, held = waiting.popleft()
             decoded, seconds = future.result()
             waiting_bytes -= held

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fiqa_fast.cores import cores
@@ -122,10 +121,12 @@ def run(
     decoded = DecodeAhead(items, reading, workers, batch_size, turns)
     scoring = ThreadPoolExecutor(calls, "fiqa_fast-score")
     running: deque[tuple[_Batch, Future[Values] | None]] = deque()
+    memory = _Memory(reading.size)
 
     def finish() -> None:
         batch, job = running.popleft()
         rows = _rows(batch, job.result() if job is not None else None, score.shapes)
+        memory.put_back(batch.memory)
         writing = time.perf_counter()
         sink.write(rows)
         summary.write_seconds += time.perf_counter() - writing
@@ -138,8 +139,8 @@ def run(
 
     try:
         score = _Scorer(scorer, reading.size, vectors, turns)
-        for batch in _batches(decoded, batch_size, turns):
-            job = scoring.submit(score, batch.pixels) if len(batch.pixels) else None
+        for batch in _batches(decoded, batch_size, turns, memory):
+            job = scoring.submit(score, batch.pixels) if batch.images else None
             running.append((batch, job))
             if len(running) > calls:  # write one batch while the next is being scored
                 finish()
@@ -164,31 +165,65 @@ def run(
     return summary
 
 
+class _Memory:
+    """The batches' pixels, which go round: new memory costs more than what is copied into it."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._free: list[torch.Tensor] = []
+
+    def take(self, images: int) -> torch.Tensor:
+        """Return room for so many images, or more: uint8 [N, 3, size, size]."""
+        while self._free:
+            memory = self._free.pop()
+            if len(memory) >= images:
+                return memory
+        return torch.empty(images, 3, self._size, self._size, dtype=torch.uint8)
+
+    def put_back(self, memory: torch.Tensor) -> None:
+        self._free.append(memory)
+
+
 @dataclass
 class _Batch:
     """Consecutive rows; the images among them fill a batch wherever there are enough."""
 
-    rows: list[Decoded]
-    pixels: torch.Tensor  # uint8 [B, 3, size, size]
+    memory: torch.Tensor
+    keys: list[str] = field(default_factory=list)
+    errors: list[str | None] = field(default_factory=list)
+    images: int = 0  # rows without an error
+    resized: int = 0
+    reduced: int = 0
 
-
-def _batches(decoded: Iterable[Decoded], batch_size: int, turns: Turns | None) -> Iterator[_Batch]:
-    rows: list[Decoded] = []
-    planes: list[npt.NDArray[np.uint8]] = []
-    for row in decoded:
-        rows.append(row)
+    def add(self, row: Decoded) -> None:
+        self.keys.append(row.key)
+        self.errors.append(row.error)
         if row.fitted is not None:
-            planes.append(row.fitted.planes)
-        images = batch_size if turns is None else batch_size * turns.batches
-        if len(planes) >= images or len(rows) >= images + _MAX_PENDING_ROWS:
-            yield _Batch(rows, _stack(planes))
-            rows, planes = [], []
-    if rows:
-        yield _Batch(rows, _stack(planes))
+            self.memory.numpy()[self.images] = row.fitted.planes
+            self.images += 1
+            self.resized += row.fitted.resized
+            self.reduced += row.fitted.reduction > 2
+
+    @property
+    def pixels(self) -> torch.Tensor:  # uint8 [B, 3, size, size]
+        return self.memory[: self.images]
 
 
-def _stack(planes: list[npt.NDArray[np.uint8]]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(planes)) if planes else torch.empty(0, dtype=torch.uint8)
+def _batches(
+    decoded: DecodeAhead, batch_size: int, turns: Turns | None, memory: _Memory
+) -> Iterator[_Batch]:
+    batch: _Batch | None = None
+    for row in decoded:
+        if batch is None:
+            images = batch_size if turns is None else batch_size * turns.batches
+            batch = _Batch(memory.take(images))
+        batch.add(row)
+        if batch.images >= images or len(batch.keys) >= images + _MAX_PENDING_ROWS:
+            yield batch
+            batch = None
+            decoded.look_ahead()
+    if batch is not None:
+        yield batch
 
 
 Values = Mapping[str, Floats]  # "score" and the other outputs by name, each [B, ...]
@@ -240,11 +275,11 @@ def _to_numpy(value: torch.Tensor | None) -> Floats:
 
 def _rows(batch: _Batch, values: Values | None, shapes: Mapping[str, tuple[int, ...]]) -> Rows:
     """Spread the values of a batch's images over all its rows; what is not finite is an error."""
-    n = len(batch.rows)
-    errors = [row.error for row in batch.rows]
+    n = len(batch.keys)
+    errors = list(batch.errors)
     score = np.full(n, np.nan, np.float32)
     columns = {name: np.full((n, *shape), np.nan, np.float32) for name, shape in shapes.items()}
-    good = np.array([row.fitted is not None for row in batch.rows], dtype=bool)
+    good = np.array([error is None for error in errors], dtype=bool)
     if values is not None:
         score[good] = values["score"]
         for name, column in columns.items():
@@ -254,14 +289,13 @@ def _rows(batch: _Batch, values: Values | None, shapes: Mapping[str, tuple[int, 
         column[lost] = np.nan  # nor are they judged, say as too large for float16
     for i in np.flatnonzero(lost):
         errors[i] = f"wanted a finite score, got {score[i]}; try --dtype float32"
-    return Rows([row.key for row in batch.rows], errors, score, columns)
+    return Rows(batch.keys, errors, score, columns)
 
 
 def _count(summary: Summary, batch: _Batch, rows: Rows) -> None:
     good = np.array([error is None for error in rows.errors], dtype=bool)
     summary.images += len(rows)
     summary.failed += int(np.count_nonzero(~good))
-    fitted = [row.fitted for row in batch.rows if row.fitted is not None]
-    summary.resized += sum(image.resized for image in fitted)
-    summary.reduced += sum(image.reduction > 2 for image in fitted)
+    summary.resized += batch.resized
+    summary.reduced += batch.reduced
     summary.statistics.add(rows.score[good])
