@@ -43,6 +43,35 @@ FIQA_FAST_INLINE void interleave_tile(const char* rows, int64_t line, int64_t co
   }
 }
 
+// What softmax makes of a row's logits before it divides: exp(scale (logit - highest)).
+template <class Number>
+struct Exponential {
+  Vec scale, highest;
+  Exponential(float scale, float highest) : scale(broadcast(scale)), highest(broadcast(highest)) {}
+  __attribute__((always_inline)) Vec operator()(Vec logit) const {
+    return exp_of_negative((logit - highest) * scale);
+  }
+};
+
+#if defined(__AVX512BF16__)
+// For weights that become bfloat16: 2^x within 3e-6, x = n + r with |r| <= 1/2 and 2^x = 2^n p(r).
+template <>
+struct Exponential<Bfloat16> {
+  Vec scale, begin;
+  Exponential(float scale, float highest)
+      : scale(broadcast(scale * 1.44269504f)), begin(broadcast(-highest * (scale * 1.44269504f))) {}
+  __attribute__((always_inline)) Vec operator()(Vec logit) const {
+    const __m512 x = fma(logit, scale, begin).part[0];
+    const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    Vec p = broadcast(0.009570102207362652f);
+    constexpr float kCoefficients[] = {0.05591785907745361f, 0.240247443318367f,
+                                       0.6931217908859253f, 0.9999992847442627f};
+    for (const float coefficient : kCoefficients) p = fma(p, {{(Floats)r}}, broadcast(coefficient));
+    return {{(Floats)_mm512_scalef_ps(p.part[0], x - r)}};
+  }
+};
+#endif
+
 // The memory that attention() needs, and where its parts are.
 template <class Number>
 struct AttentionScratch {
@@ -90,7 +119,6 @@ FIQA_FAST_INLINE void attention(const char* q, const char* k, const char* v, int
             tokens - s * Number::kDepth,
             values + t * by_value.tile + s * by_value.step + p * kTileBytes);
   }
-  const Vec scales = broadcast(scale);
   Idle idle;
   const int64_t last = (tokens - 1) / kLanes * kLanes;
   const Vec hidden = fill_from(broadcast(0), tokens - last, -__builtin_inff());
@@ -109,16 +137,20 @@ FIQA_FAST_INLINE void attention(const char* q, const char* k, const char* v, int
     for (int64_t r = 0; r < rows; ++r) {
       float* logit = logits + r * at.logits_stride;
       store(logit + last, load(logit + last) + hidden);
-      Vec top = load(logit + last);
-      for (int64_t c = 0; c < last; c += kLanes) top = max(top, load(logit + c));
-      const Vec highest = broadcast(greatest(top));
-      Vec all = broadcast(0);
-      for (int64_t c = 0; c < at.key_steps * Number::kDepth; c += kLanes) {
-        Vec weight = broadcast(0);
-        if (c <= last) weight = exp_of_negative((load(logit + c) - highest) * scales);
-        all = all + weight;
-        Number::put(place<Number>(probabilities, at.key_steps, r, c), kTileBytes, weight);
-      }
+      Vec top = load(logit + last), other = top;
+      for (int64_t c = 0; c < last; c += 2 * kLanes)  // `last` itself at most
+        top = max(top, load(logit + c)), other = max(other, load(logit + c + kLanes));
+      const Exponential<Number> exponential(scale, greatest(max(top, other)));
+      char* to = place<Number>(probabilities, at.key_steps, r, 0);
+      const auto put = [&](int64_t c, Vec weight) {
+        Number::put(to + c / Number::kDepth * weights.step + c % Number::kDepth * Number::kBytes,
+                    kTileBytes, weight);
+        return weight;
+      };
+      const Vec all = sum_of(last + kLanes, broadcast(0),
+                             [&](int64_t c) { return put(c, exponential(load(logit + c))); });
+      for (int64_t c = last + kLanes; c < at.key_steps * Number::kDepth; c += kLanes)
+        put(c, broadcast(0));
       divisors[r] = total(all);
     }
     for (int64_t t = 0; t < value_tiles; t += 2) {

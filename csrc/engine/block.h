@@ -169,6 +169,7 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
   const Operand in = packed_columns<Number>(block.fc1.weight, hidden_tiles, layout.stream_steps);
   const Operand out =
       packed_columns<Number>(block.fc2.weight, tiles(shape.dim), layout.hidden_steps);
+  const Slices out_slices{layout.hidden_steps, tiles(shape.dim), steps<Number>(kSlice)};
   const float shift = hidden_shift<Number>(shape);
   float* hidden_floats = reinterpret_cast<float*>(shared + layout.hidden_floats);
   for (int64_t first = 0; first < shape.hidden; first += kSlice) {
@@ -177,8 +178,7 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
                   wide_tiles = wide_steps * Number::kDepth / kSide;
     const Operand hidden = packed_rows<Number>(shared + layout.hidden, layout.rows, wide_steps);
     const Operand in_slice = moved(in, first / kSide);
-    Operand out_slice = out;
-    out_slice.data += first / Number::kDepth * out.step;
+    const Operand out_slice = slice_of<Number>(out, out_slices, first / kSlice);
     const float* bias = block.fc1.bias + first;
     product<Number>(member, y, rows, in_slice, wide_tiles, layout.stream_steps, out_slice.data,
                     [&](int64_t row, int64_t column, int64_t columns, const auto& value) {

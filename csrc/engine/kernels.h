@@ -29,10 +29,12 @@ struct EnginePass {
 struct EngineFormat {
   int64_t depth;       // channels are padded to a multiple of it
   int64_t head_depth;  // and those of a head to one of this
+  int64_t slice;       // of hidden channels, how many are computed at a time
   int64_t (*packed_bytes)(int64_t columns, int64_t channels);
   // `has_zero`: the rows of the product have both signs. `sums`, of each column as it is packed.
+  // `slice`: channels at a time, 0 for all.
   void (*pack)(const float* weight, int64_t columns, int64_t channels, char* to, bool has_zero,
-               float* sums);
+               float* sums, int64_t slice);
   // What is added to the hidden channels, and has to be taken back behind the second layer.
   float (*hidden_shift)(const EngineShape& shape);
   int64_t (*shared_bytes)(const EngineShape& shape, int64_t images);

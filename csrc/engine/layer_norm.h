@@ -16,17 +16,15 @@ FIQA_FAST_INLINE void layer_norm(float* x, int64_t stride, int64_t begin, int64_
   const float scale = 1.0f / static_cast<float>(dim);
   for (int64_t r = begin; r < end; ++r) {
     float* row = x + r * stride;
-    Vec sums[2] = {broadcast(0), load(row + last)};  // x is padded with zeros
-    for (int64_t c = 0; c < last; c += kLanes)
-      sums[c / kLanes % 2] = sums[c / kLanes % 2] + load(row + c);
-    const Vec mean = broadcast(total(sums[0] + sums[1]) * scale);
+    // x is padded with zeros.
+    const Vec all = sum_of(last, load(row + last), [&](int64_t c) { return load(row + c); });
+    const Vec mean = broadcast(total(all) * scale);
     const Vec tail = (load(row + last) - mean) * inside;
-    sums[0] = broadcast(0), sums[1] = tail * tail;
-    for (int64_t c = 0; c < last; c += kLanes) {
+    const Vec squares = sum_of(last, tail * tail, [&](int64_t c) {
       const Vec d = load(row + c) - mean;
-      sums[c / kLanes % 2] = fma(d, d, sums[c / kLanes % 2]);
-    }
-    const float variance = total(sums[0] + sums[1]) * scale;
+      return d * d;
+    });
+    const float variance = total(squares) * scale;
     const Vec factor = broadcast(1.0f / __builtin_sqrtf(variance + norm.eps));
     for (int64_t c = 0; c < dim; c += kLanes) {
       const Vec value = load(row + c);

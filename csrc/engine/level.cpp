@@ -18,8 +18,8 @@ int64_t packed_bytes(int64_t columns, int64_t channels) {
 
 template <class Number>
 void pack(const float* weight, int64_t columns, int64_t channels, char* to, bool has_zero,
-          float* sums) {
-  pack_columns<Number>(weight, columns, channels, to, has_zero, sums);
+          float* sums, int64_t slice) {
+  pack_columns<Number>(weight, columns, channels, to, has_zero, sums, slice);
 }
 
 template <class Number>
@@ -56,8 +56,9 @@ void work(const EnginePass& pass, char* own) {
 
 template <class Number>
 constexpr EngineFormat format() {
-  return {Number::kDepth, Number::Inner::kDepth, packed_bytes<Number>, pack<Number>,
-          shift<Number>,  shared_bytes<Number>,  own_bytes<Number>,    work<Number>};
+  return {Number::kDepth,       Number::Inner::kDepth, kSlice,
+          packed_bytes<Number>, pack<Number>,          shift<Number>,
+          shared_bytes<Number>, own_bytes<Number>,     work<Number>};
 }
 
 }  // namespace

@@ -46,7 +46,7 @@ struct Meanwhile {
     for (; finished < until; ++finished) done(sums->row + finished, sums->data + finished * 32);
   }
   __attribute__((always_inline)) void step() {
-    for (int64_t i = 0; i < lines; ++i, next += kLineBytes) __builtin_prefetch(next);
+    for (int64_t i = 0; i < lines; ++i, next += kLineBytes) __builtin_prefetch(next, 0, 2);
     const int64_t until = finished + quota;
     finish(until < sums->rows ? until : sums->rows);
   }
@@ -116,15 +116,26 @@ FIQA_FAST_INLINE void accumulate(Member& member, const Operand& a, int64_t rows,
     member.share(parts_of(column_tiles, 2), [&](int64_t panel) {
       const int64_t tile = 2 * panel;
       const char* next = tile + 2 < column_tiles ? moved(b, tile + 2).data : after;
-      Sums none;
-      none.rows = 0;
-      const auto nothing = [](int64_t, const float*) {};
-      Meanwhile<decltype(nothing)> meanwhile{
-          next, lines_per_step<Number>(next, rows, step_count), &none, 0, 0, nothing};
-      for (int64_t row = 0; row < rows; row += 2 * kSide)
+      // Instead of sums to be finished: the rows of c that come next, to be fetched.
+      Sums coming;
+      const auto fetch = [&](int64_t row, const float*) {
+        const float* line = c + row * stride + tile * kSide;
+        __builtin_prefetch(line, 1), __builtin_prefetch(line + kSide, 1);
+      };
+      Meanwhile<decltype(fetch)> meanwhile{next,
+                                           lines_per_step<Number>(next, rows, step_count),
+                                           &coming,
+                                           0,
+                                           parts_of(32, step_count),
+                                           fetch};
+      for (int64_t row = 0; row < rows; row += 2 * kSide) {
+        coming.row = row + 2 * kSide;
+        coming.rows = rows - coming.row < 2 * kSide ? rows - coming.row : 2 * kSide;
+        meanwhile.finished = 0;
         multiply<Number, true>(rows - row, tile + 1 < column_tiles, moved(a, row / kSide),
                                moved(b, tile), step_count, c + row * stride + tile * kSide, stride,
                                meanwhile);
+      }
     });
   } else {
     product<Number>(member, a, rows, b, column_tiles, step_count, after,

@@ -3,40 +3,13 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
 
 namespace fiqa_fast {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
-
 int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 }  // namespace
-
-Memory::Memory(int64_t bytes)
-    : data_(static_cast<char*>(operator new[](static_cast<size_t>(bytes), kAlignment))) {
-  std::memset(data_.get(), 0, static_cast<size_t>(bytes));
-}
-
-void Memory::Free::operator()(char* data) const { operator delete[](data, kAlignment); }
-
-std::unique_ptr<Memory> MemoryPool::take() {
-  {
-    const std::lock_guard lock(mutex_);
-    if (!idle_.empty()) {
-      std::unique_ptr<Memory> memory = std::move(idle_.back());
-      idle_.pop_back();
-      return memory;
-    }
-  }
-  return std::make_unique<Memory>(bytes_);
-}
-
-void MemoryPool::put_back(std::unique_ptr<Memory> memory) {
-  const std::lock_guard lock(mutex_);
-  idle_.push_back(std::move(memory));
-}
 
 Network::Network(const EngineShape& shape, const EngineFormat& format, const EngineFormat& float32,
                  int64_t images, const float* embedding, const float* positions)
@@ -59,7 +32,8 @@ void Network::add_block(const BlockTensors& tensors) {
   std::vector<float> fc1(static_cast<size_t>(width * shape_.dim));
   std::copy_n(tensors.fc1.weight, shape_.hidden * shape_.dim, fc1.data());
   std::vector<float> sums(static_cast<size_t>(shape_.dim)), fc2_bias(sums.size());
-  const char* fc2 = packed(format_, tensors.fc2.weight, shape_.dim, shape_.hidden, false, &sums);
+  const char* fc2 =
+      packed(format_, tensors.fc2.weight, shape_.dim, shape_.hidden, false, &sums, format_.slice);
   const float shift = format_.hidden_shift(shape_);
   for (size_t i = 0; i < sums.size(); ++i)
     fc2_bias[i] = (tensors.fc2.bias == nullptr ? 0 : tensors.fc2.bias[i]) - shift * sums[i];
@@ -109,9 +83,8 @@ EngineLinear Network::proj(const LinearTensors& tensors) {
 }
 
 const char* Network::keep(int64_t bytes, const void* from) {
-  weights_.push_back(std::make_unique<Memory>(std::max<int64_t>(bytes, 1)));
   weight_bytes_ += bytes;
-  char* to = weights_.back()->data();
+  char* to = weights_.take(bytes);
   if (from != nullptr) std::memcpy(to, from, static_cast<size_t>(bytes));
   return to;
 }
@@ -128,10 +101,11 @@ const float* Network::padded(const float* values, int64_t count, int64_t width, 
 }
 
 const char* Network::packed(const EngineFormat& format, const float* weight, int64_t columns,
-                            int64_t channels, bool has_zero, std::vector<float>* sums) {
+                            int64_t channels, bool has_zero, std::vector<float>* sums,
+                            int64_t slice) {
   const char* to = keep(format.packed_bytes(columns, channels), nullptr);
   format.pack(weight, columns, channels, const_cast<char*>(to), has_zero,
-              sums == nullptr ? nullptr : sums->data());
+              sums == nullptr ? nullptr : sums->data(), slice);
   return to;
 }
 

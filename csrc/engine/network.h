@@ -4,39 +4,12 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "engine/kernels.h"
+#include "engine/memory.h"
 
 namespace fiqa_fast {
-
-// Memory on a cache line's boundary, zero at first. Some padding is never written and has to be
-// zero: garbage there, multiplied by the zeros of padded weights, could still be a NaN.
-class Memory {
- public:
-  explicit Memory(int64_t bytes);
-  char* data() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(char* data) const;
-  };
-  std::unique_ptr<char[], Free> data_;
-};
-
-// Memory of one size that goes round.
-class MemoryPool {
- public:
-  explicit MemoryPool(int64_t bytes) : bytes_(bytes) {}
-  std::unique_ptr<Memory> take();
-  void put_back(std::unique_ptr<Memory> memory);
-
- private:
-  const int64_t bytes_;
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Memory>> idle_;
-};
 
 // Tensors as they come, float32 and contiguous. A linear layer's weight is [out, in]; its bias, and
 // a norm's weight and bias, may be null.
@@ -75,7 +48,8 @@ class Network {
   const char* keep(int64_t bytes, const void* from);
   const float* padded(const float* values, int64_t count, int64_t width, float otherwise = 0);
   const char* packed(const EngineFormat& format, const float* weight, int64_t columns,
-                     int64_t channels, bool has_zero = true, std::vector<float>* sums = nullptr);
+                     int64_t channels, bool has_zero = true, std::vector<float>* sums = nullptr,
+                     int64_t slice = 0);
   EngineNorm norm(const NormTensors& tensors);
   EngineLinear qkv(const LinearTensors& tensors);
   EngineLinear proj(const LinearTensors& tensors);
@@ -84,7 +58,7 @@ class Network {
   const EngineFormat& format_;
   const int64_t images_;
   MemoryPool shared_, own_;
-  std::vector<std::unique_ptr<Memory>> weights_;
+  Arena weights_;
   int64_t weight_bytes_ = 0;
   std::vector<EngineBlock> blocks_;
   EngineLinear embedding_;

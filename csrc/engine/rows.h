@@ -27,6 +27,16 @@ FIQA_FAST_INLINE float greatest(Vec value) {
 #endif
 }
 
+// of(0), of(16), .. below `count`, added up in two chains: one alone would wait for itself.
+template <class Of>
+FIQA_FAST_INLINE Vec sum_of(int64_t count, Vec begin, Of of) {
+  Vec even = begin, odd = broadcast(0);
+  int64_t c = 0;
+  for (; c + kLanes < count; c += 2 * kLanes) even = even + of(c), odd = odd + of(c + kLanes);
+  if (c < count) even = even + of(c);
+  return even + odd;
+}
+
 // The tiles of up to `rows` rows, and behind those of bytes the unit of each row.
 template <class Number>
 FIQA_FAST_INLINE int64_t row_bytes(int64_t rows, int64_t channels) {

@@ -34,6 +34,14 @@ void min(uint32_t mask, const float* a, const float* b, float* out) {
 float reduce_add(const float* from) { return _mm512_reduce_add_ps(load<__m512>(from)); }
 float reduce_max(const float* from) { return _mm512_reduce_max_ps(load<__m512>(from)); }
 
+void rest(const float* from, float* out) {
+  store(out, _mm512_reduce_ps(load<__m512>(from), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+void scale(const float* a, const float* b, float* out) {
+  store(out, _mm512_scalef_ps(load<__m512>(a), load<__m512>(b)));
+}
+
 void from_half(uint32_t mask, const uint16_t* from, float* out) {
   store(out, _mm512_maskz_cvtph_ps(static_cast<__mmask16>(mask), load<__m256i>(from)));
 }
@@ -69,8 +77,8 @@ void add_bytes_avx(const int32_t* sum, const uint32_t* a, const uint32_t* b, int
 
 }  // namespace
 
-const Intrinsics intrinsics = {fmadd,        max,       min,           reduce_add,   reduce_max,
-                               from_half,    to_half,   signs,         set,          to_bfloat16,
-                               add_bfloat16, add_bytes, add_bytes_256, add_bytes_avx};
+const Intrinsics intrinsics = {
+    fmadd,   max,   min, reduce_add,  reduce_max,   rest,      scale,         from_half,
+    to_half, signs, set, to_bfloat16, add_bfloat16, add_bytes, add_bytes_256, add_bytes_avx};
 
 }  // namespace fiqa_fast::FIQA_FAST_ISA

@@ -13,6 +13,8 @@ struct Intrinsics {
   void (*min)(uint32_t mask, const float* a, const float* b, float* out);
   float (*reduce_add)(const float* from);
   float (*reduce_max)(const float* from);
+  void (*rest)(const float* from, float* out);                // _mm512_reduce_ps, without places
+  void (*scale)(const float* a, const float* b, float* out);  // _mm512_scalef_ps
   void (*from_half)(uint32_t mask, const uint16_t* from, float* out);
   void (*to_half)(uint32_t mask, const float* from, uint16_t* out);
   uint32_t (*signs)(const float* from);

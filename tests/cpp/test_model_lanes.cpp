@@ -34,6 +34,16 @@ void test_float32_by_hand() {
   same(m.reduce_max(sums), 0x1p25f, "reduce_max");
   a[1] = -1, a[15] = -0.0f, a[3] = 0;
   same(m.signs(a), 0x8002u, "signs");
+  const float rests[16] = {2.5f, 3.5f, -0.75f, 1e9f, -3, INFINITY, -INFINITY, 0.25f};
+  m.rest(rests, out);
+  const float left[] = {0.5f, -0.5f, 0.25f, 0, 0, 0, 0, 0.25f};
+  for (int i = 0; i < 8; ++i) same(out[i], left[i], "rest");
+  const float bases[16] = {1.5f, 1.5f, -1.5f, 1, 1.75f, 3, 1, 0};
+  const float powers[16] = {3.9f, -0.5f, -INFINITY, 200, -149, -148.5f, INFINITY, INFINITY};
+  m.scale(bases, powers, out);
+  // 1.75 times the least denormal becomes two of it.
+  const float powered[] = {12, 0.75f, -0.0f, INFINITY, 0x1p-148f, 0x3p-149f, INFINITY, NAN};
+  for (int i = 0; i < 8; ++i) same(out[i], powered[i], "scale");
 }
 
 void test_conversions_by_hand() {
@@ -89,6 +99,9 @@ void test_avx512(Numbers& numbers) {
     m.to_half(mask, a, narrow), n.to_half(mask, a, wanted_narrow);
     for (int i = 0; i < 16; ++i) same(narrow[i], wanted_narrow[i], "to_half");
     same(m.signs(a), n.signs(a), "signs");
+    m.rest(a, got), n.rest(a, wanted), compare("rest");
+    for (int i = 0; i < 16; ++i) b[i] = round % 2 ? b[i] : numbers.within(-3, 9);
+    m.scale(a, b, got), n.scale(a, b, wanted), compare("scale");
     for (float& value : a) value = numbers.within(-8, 8);
     same(m.reduce_add(a), n.reduce_add(a), "reduce_add");
     same(m.reduce_max(a), n.reduce_max(a), "reduce_max");

@@ -91,6 +91,33 @@ inline float fma_flushed(float a, float b, float c) {
 
 inline float add_flushed(float a, float b) { return fma_flushed(a, 1, b); }
 
+// VREDUCEPS, without binary places, to nearest and ties to even: what rounding to an integer
+// leaves, with the sign of that subtraction; of an infinity nothing.
+inline float rest_of(float value) {
+  if (is_nan(value)) return float_of(bits_of(value) | 0x400000u);
+  const float size = __builtin_fabsf(value);
+  return size < 0x1p23f ? value - __builtin_nearbyintf(value) : 0.0f;
+}
+
+// VSCALEFPS: a * 2^floor(b), rounded once to nearest.
+inline float scaled(float a, float b) {
+  if (is_nan(b)) return float_of(bits_of(is_nan(a) ? a : b) | 0x400000u);
+  const bool endless = __builtin_isinf(b);
+  if (is_nan(a)) {
+    const bool quiet = (bits_of(a) & 0x400000u) != 0;
+    if (endless && quiet) return b > 0 ? b : 0.0f;
+    return float_of(bits_of(a) | 0x400000u);
+  }
+  if (endless && (b > 0 ? a == 0 : __builtin_isinf(a))) return float_of(0xffc00000u);
+  // Every power beyond these gives zero or infinity as well.
+  const float power = __builtin_floorf(b < -400 ? -400 : b > 400 ? 400 : b);
+  if (endless && b < 0) return float_of(sign_of(a));
+  double result = a;
+  for (float p = power; p > 0; --p) result *= 2;
+  for (float p = power; p < 0; ++p) result /= 2;
+  return static_cast<float>(result);
+}
+
 // The numbers of a word of two bfloat16.
 inline float first_of(uint32_t pair) { return float_of(pair << 16); }
 inline float second_of(uint32_t pair) { return float_of(pair & 0xffff0000u); }

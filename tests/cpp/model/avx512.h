@@ -52,6 +52,21 @@ inline float reduce_max_ps(__m512 value) {
   return x.at[0];
 }
 
+inline __m512 reduce_ps(__m512 value, int places_and_rounding) {
+  // The only one that is modelled.
+  if (places_and_rounding != (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)) __builtin_trap();
+  Floats x(value);
+  for (float& each : x.at) each = rest_of(each);
+  return x;
+}
+
+inline __m512 scalef_ps(__m512 a, __m512 b) {
+  Floats x(a);
+  const Floats y(b);
+  for (int i = 0; i < 16; ++i) x.at[i] = scaled(x.at[i], y.at[i]);
+  return x;
+}
+
 inline __m512 maskz_cvtph_ps(__mmask16 mask, __m256i halves) {
   const Halves from(halves);
   Floats out;
@@ -125,6 +140,9 @@ inline __m512i madd_epi16(__m512i a, __m512i b) {
 #define _mm512_maskz_min_ps fiqa_fast::model::maskz_min_ps
 #define _mm512_reduce_add_ps fiqa_fast::model::reduce_add_ps
 #define _mm512_reduce_max_ps fiqa_fast::model::reduce_max_ps
+#undef _mm512_reduce_ps  // as the one below
+#define _mm512_reduce_ps fiqa_fast::model::reduce_ps
+#define _mm512_scalef_ps fiqa_fast::model::scalef_ps
 #define _mm512_maskz_cvtph_ps fiqa_fast::model::maskz_cvtph_ps
 #undef _mm512_maskz_cvtps_ph  // a macro of its own where nothing is optimised
 #define _mm512_maskz_cvtps_ph fiqa_fast::model::maskz_cvtps_ph
