@@ -86,8 +86,8 @@ FIQA_FAST_INLINE void pack_columns(const float* weight, int64_t columns, int64_t
                                   ? static_cast<int32_t>(__builtin_rintf(scaled))
                                   : 0;
         sum += whole;
-        word_place<Number>(to, slices, column, c / Number::kDepth, c % Number::kDepth / 4)[c % 4] =
-            static_cast<char>(whole);
+        word_place<Number>(to, slices, column, c / Number::kDepth,
+                           c % kSide)[c % Number::kDepth / kSide] = static_cast<char>(whole);
       }
       begin[column] = has_zero ? -Number::kZero * sum : 0;
       if (sums != nullptr) sums[column] = static_cast<float>(sum) * units[column];

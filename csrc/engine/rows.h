@@ -61,29 +61,54 @@ FIQA_FAST_INLINE int64_t float_row_bytes(int64_t rows, int64_t stride) {
 // cache.
 FIQA_FAST_INLINE int64_t float_stride(int64_t channels) { return tiles(channels) * kSide + kSide; }
 
+// The largest size of some numbers, seen as whole ones: bits of sizes are in the order of the
+// sizes, and what is no finite number has the largest.
+struct Largest {
+  Ints bits[kParts] = {};
+
+  __attribute__((always_inline)) void see(Vec value) {
+    for (int p = 0; p < kParts; ++p) {
+      const Ints size = (Ints)value.part[p] & 0x7fffffff;
+      bits[p] = size > bits[p] ? size : bits[p];
+    }
+  }
+  // A NaN where one of them was not finite.
+  __attribute__((always_inline)) float size() const {
+    Vec sizes;
+    for (int p = 0; p < kParts; ++p) sizes.part[p] = (Floats)bits[p];
+    return greatest(sizes) + total(sizes * broadcast(0));
+  }
+};
+
 // A row of floats, of whole vectors, to bytes: those of numbers that have both signs are relative
-// to Int8::kZero. What is not finite makes the row's unit a NaN.
+// to Int8::kZero. The bytes of a word are sixteen channels apart, as vectors come, in the columns
+// as well. What is not finite makes the row's unit a NaN.
 FIQA_FAST_INLINE void put_bytes(const float* from, int64_t channels, bool has_zero,
                                 const Operand& to, int64_t row) {
-  Vec top = broadcast(0), poison = broadcast(0);
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    const Vec value = load(from + c);
-    poison = fma(value, broadcast(0), poison);
-    top = max(top, has_zero ? max(value, broadcast(0) - value) : value);
-  }
-  const float largest = greatest(top), steps_up = has_zero ? 127 : 255;
-  const_cast<float*>(to.units)[row] = largest / steps_up + total(poison);
+  Largest seen;
+  for (int64_t c = 0; c < channels; c += kLanes) seen.see(load(from + c));
+  const float largest = seen.size(), steps_up = has_zero ? 127 : 255;
+  const_cast<float*>(to.units)[row] = largest / steps_up;
   const Vec factor = broadcast(largest > 0 ? steps_up / largest : 0);
   // Adding this rounds to a whole number, to nearest and ties to even, and leaves it in the lowest
   // bits of the mantissa.
   const Vec round = broadcast(12582912.0f + (has_zero ? Int8::kZero : 0));
   char* line = const_cast<char*>(to.data) + row / kSide * to.tile + row % kSide * kLineBytes;
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    const Vec whole = fma(load(from + c), factor, round);
-    char* bytes = line + c / Int8::kDepth * to.step + c % Int8::kDepth;
+  const auto byte = [&](int64_t c, int64_t p) {
+    return (Words)fma(load(from + c), factor, round).part[p] & 0xffu;
+  };
+  int64_t c = 0;
+  for (; c + Int8::kDepth <= channels; c += Int8::kDepth, line += to.step)
     for (int p = 0; p < kParts; ++p)
-      *reinterpret_cast<BytesAnywhere*>(bytes + p * kWidth) =
-          __builtin_convertvector((Words)whole.part[p] & 0xffu, BytesAnywhere);
+      reinterpret_cast<IntsAnywhere*>(line)[p] =
+          (Ints)(byte(c, p) | byte(c + kSide, p) << 8u | byte(c + 2 * kSide, p) << 16u |
+                 byte(c + 3 * kSide, p) << 24u);
+  if (c == channels) return;
+  for (int p = 0; p < kParts; ++p) {
+    Words words = {};
+    for (int64_t i = 0; c + i < channels; i += kSide)
+      words |= byte(c + i, p) << static_cast<uint32_t>(i / kSide * 8);
+    reinterpret_cast<IntsAnywhere*>(line)[p] = (Ints)words;
   }
 }
 

@@ -5,9 +5,9 @@
 // A product is rows times columns, summed over channels. The left operand's tile holds sixteen rows
 // and as many channels as fit 64 bytes (a "step": 16 float32, 32 bfloat16, 64 int8). The right
 // operand's holds sixteen columns: its line w has word w (four bytes: one float32, two bfloat16,
-// four int8) of every column. So one instruction takes one word of a row, broadcast, and one line
-// of the columns, and adds to sixteen results: fma, vdpbf16ps, vpdpbusd, or a whole tile of them at
-// once.
+// four int8, sixteen channels apart) of every column. So one instruction takes one word of a row,
+// broadcast, and one line of the columns, and adds to sixteen results: fma, vdpbf16ps, vpdpbusd, or
+// a whole tile of them at once.
 #pragma once
 
 #include <stdint.h>

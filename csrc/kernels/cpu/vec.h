@@ -42,7 +42,6 @@ typedef int32_t Ints __attribute__((vector_size(kWidth * 4)));
 typedef int32_t IntsAnywhere __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 typedef uint16_t Halves __attribute__((vector_size(kWidth * 2)));
 typedef uint16_t HalvesAnywhere __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
-typedef uint8_t BytesAnywhere __attribute__((vector_size(kWidth), aligned(1), may_alias));
 
 struct Vec {
   Floats part[kParts];
