@@ -105,7 +105,12 @@ def measure(
     finally:
         exports.close()
     if "memory" in plan.also:
-        report.memory = [_memory(subject, entry, plan, tell) for entry in everyone]
+        raced = {(line.name, line.dtype) for batch in report.batches for line in batch.lines}
+        report.memory = [
+            _memory(subject, entry, plan, tell)
+            for entry in everyone
+            if (entry.name, entry.dtype) in raced
+        ]
     if "decode" in plan.also:
         for dtype, scorer in scorers.items():
             tell(f"decoding beside the model, {dtype}")
