@@ -69,6 +69,5 @@ class Pass:
         images: int,
         x: _Array,
         pixels: _Array | None = None,
-        byte_values: _Array | None = None,
     ) -> None: ...
     def work(self) -> None: ...

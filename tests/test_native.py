@@ -21,6 +21,8 @@ from fiqa_fast.quality.method import Values
 
 LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 # Largest error over the largest value of a block's output, by format.
+# Of the largest value of the stream: the embedding's, and the blocks'.
+EMBEDDING_TOLERANCE = 2e-5
 TOLERANCES = {"float32": 2e-6, "high": 6e-5, "bfloat16": 2e-2, "int8": 5e-2}
 CONFIGS = {
     "face": ViTConfig(8, 64, 2, 4, 5),
@@ -64,9 +66,6 @@ def normalised(images: Tensor) -> Tensor:
     return (images.float() / 255 - 0.5) / 0.5
 
 
-BYTE_VALUES = normalised(torch.arange(256, dtype=torch.uint8)).numpy()
-
-
 def stream(
     network: Network, model: FaceViT, images: Tensor, last: int, threads: int = 1
 ) -> tuple[Tensor, np.ndarray[Any, Any]]:
@@ -74,7 +73,7 @@ def stream(
     config, count = model.config, len(images)
     rows = -(-count * config.num_tokens // 16) * 16
     memory = np.full((rows, network.stride), np.nan, np.float32)
-    work = Pass(network, 0, last, count, memory, images.numpy(), BYTE_VALUES).work
+    work = Pass(network, 0, last, count, memory, images.numpy()).work
     with ThreadPoolExecutor(threads) as pool:
         for future in [pool.submit(work) for _ in range(threads)]:
             future.result()
@@ -102,7 +101,9 @@ def test_blocks_against_float64(name: str, level: str, format: str) -> None:
         want = wide.embed(normalised(images).double())
         for last in range(model.config.depth + 1):
             got, memory = stream(network, model, images, last)
-            tolerance = TOLERANCES["float32" if last == 0 else format]
+            tolerance = TOLERANCES[format]
+            if last == 0:
+                tolerance = min(tolerance, EMBEDDING_TOLERANCE)
             assert (got - want).abs().max() <= tolerance * want.abs().max()
             # The stream is padded with zeros, which the next norm counts on.
             used = 3 * model.config.num_tokens
@@ -446,11 +447,7 @@ def test_passes_that_do_not_fit_are_refused() -> None:
         Pass(network, 0, 0, 2, x[:, :-1])
     with pytest.raises(ValueError, match="x should be writable"):
         Pass(network, 0, 0, 2, x[:7])
-    with pytest.raises(ValueError, match="need byte_values"):
-        Pass(network, 0, 0, 2, x, pixels)
-    with pytest.raises(TypeError):  # converted, it would not live as long as the pass
-        Pass(network, 0, 0, 2, x, pixels, BYTE_VALUES.astype(np.float64))
     with pytest.raises(ValueError, match="pixels should be"):
-        Pass(network, 0, 0, 2, x, pixels[:1], BYTE_VALUES)
+        Pass(network, 0, 0, 2, x, pixels[:1])
     with pytest.raises(ValueError, match="pixels should be"):
         Pass(network, 0, 0, 2, x, pixels.astype(np.float64))

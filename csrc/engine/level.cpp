@@ -23,6 +23,11 @@ void pack(const float* weight, int64_t columns, int64_t channels, char* to, bool
 }
 
 template <class Number>
+constexpr EnginePacking packing() {
+  return {packed_bytes<Number>, pack<Number>};
+}
+
+template <class Number>
 float shift(const EngineShape& shape) {
   return hidden_shift<Number>(shape);
 }
@@ -30,12 +35,13 @@ float shift(const EngineShape& shape) {
 // The patches need their memory before the blocks need theirs.
 template <class Number>
 int64_t shared_bytes(const EngineShape& shape, int64_t images) {
-  return Layout<Number>(shape, images).shared_bytes + patch_bytes(shape, images);
+  return Layout<Number>(shape, images).shared_bytes +
+         patch_bytes<typename Number::Patch>(shape, images);
 }
 
 template <class Number>
 int64_t own_bytes(const EngineShape& shape, int64_t images) {
-  return Layout<Number>(shape, images).own_bytes + line_bytes(shape);
+  return Layout<Number>(shape, images).own_bytes + line_bytes<typename Number::Patch>(shape);
 }
 
 template <class Number>
@@ -43,10 +49,17 @@ void work(const EnginePass& pass, char* own) {
   const EngineShape& shape = *pass.shape;
   const Layout<Number> layout(shape, pass.max_images);
   Member member(*pass.team);
-  if (pass.pixels != nullptr)
-    embed(member, shape, pass.pixels, pass.byte_values, pass.images, pass.embedding,
-          pass.shared + layout.shared_bytes, own + layout.own_bytes, pass.x);
   [[maybe_unused]] const TileRegisters registers;
+  const auto begin = [&]<class Product, class Pixel>() {
+    embed<typename Number::Patch, Product>(
+        member, shape, static_cast<const Pixel*>(pass.pixels), pass.images, pass.embedding,
+        pass.shared + layout.shared_bytes, own + layout.own_bytes, pass.x);
+  };
+  using Patch = typename Number::Patch;
+  if (pass.pixels != nullptr && pass.bytes)
+    begin.template operator()<typename Patch::WholeRows, uint8_t>();
+  else if (pass.pixels != nullptr)
+    begin.template operator()<Patch, float>();
   for (int64_t number = pass.first; number < pass.last; ++number) {
     const bool more = number + 1 < pass.last;
     run_block<Number>(member, shape, pass.blocks[number], pass.x, pass.images, layout, pass.shared,
@@ -56,9 +69,17 @@ void work(const EnginePass& pass, char* own) {
 
 template <class Number>
 constexpr EngineFormat format() {
-  return {Number::kDepth,       Number::Inner::kDepth, kSlice,
-          packed_bytes<Number>, pack<Number>,          shift<Number>,
-          shared_bytes<Number>, own_bytes<Number>,     work<Number>};
+  return {
+      Number::kDepth,
+      Number::Inner::kDepth,
+      kSlice,
+      packing<Number>(),
+      packing<typename Number::Patch>(),
+      shift<Number>,
+      shared_bytes<Number>,
+      own_bytes<Number>,
+      work<Number>,
+  };
 }
 
 }  // namespace

@@ -238,6 +238,22 @@ struct Multiply<SplitFloat32, kAdd, kRowTiles, kColumnTiles> {
 };
 
 template <bool kAdd, int kRowTiles, int kColumnTiles>
+struct Multiply<SplitColumns, kAdd, kRowTiles, kColumnTiles> {
+  template <class Meanwhile>
+  FIQA_FAST_INLINE void run(int64_t, const Operand& a, const Operand& b, int64_t step_count,
+                            float* c, int64_t stride, Meanwhile& meanwhile) {
+    amx::begin<kAdd, kRowTiles, kColumnTiles>(c, stride);
+    const char *rows = a.data, *columns = b.data;
+    for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
+      meanwhile.step();
+      amx::add<kRowTiles, kColumnTiles, Bfloat16>(rows, a, columns + b.part, b);
+      amx::add<kRowTiles, kColumnTiles, Bfloat16>(rows, a, columns, b);
+    }
+    amx::end<kRowTiles, kColumnTiles>(c, stride);
+  }
+};
+
+template <bool kAdd, int kRowTiles, int kColumnTiles>
 struct Multiply<Int8, kAdd, kRowTiles, kColumnTiles> {
   static_assert(!kAdd);
   template <class Meanwhile>

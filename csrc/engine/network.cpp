@@ -11,8 +11,8 @@ int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / un
 
 }  // namespace
 
-Network::Network(const EngineShape& shape, const EngineFormat& format, const EngineFormat& float32,
-                 int64_t images, const float* embedding, const float* positions)
+Network::Network(const EngineShape& shape, const EngineFormat& format, int64_t images,
+                 const float* embedding, const float* positions)
     : shape_(shape),
       format_(format),
       images_(images),
@@ -22,7 +22,9 @@ Network::Network(const EngineShape& shape, const EngineFormat& format, const Eng
   for (int64_t token = 0; token < shape.tokens(); ++token)
     std::copy_n(positions + token * shape.dim, shape.dim, begin.data() + token * shape.stride());
   const int64_t count = static_cast<int64_t>(begin.size());
-  embedding_ = {packed(float32, embedding, shape.dim, shape.patch_pixels()),
+  std::vector<float> weight(static_cast<size_t>(shape.dim * shape.patch_pixels()));
+  for (size_t i = 0; i < weight.size(); ++i) weight[i] = embedding[i] / 255;  // see embed.h
+  embedding_ = {packed(format.patch, weight.data(), shape.dim, shape.patch_pixels()),
                 padded(begin.data(), count, count)};
 }
 
@@ -32,8 +34,8 @@ void Network::add_block(const BlockTensors& tensors) {
   std::vector<float> fc1(static_cast<size_t>(width * shape_.dim));
   std::copy_n(tensors.fc1.weight, shape_.hidden * shape_.dim, fc1.data());
   std::vector<float> sums(static_cast<size_t>(shape_.dim)), fc2_bias(sums.size());
-  const char* fc2 =
-      packed(format_, tensors.fc2.weight, shape_.dim, shape_.hidden, false, &sums, format_.slice);
+  const char* fc2 = packed(format_.block, tensors.fc2.weight, shape_.dim, shape_.hidden, false,
+                           &sums, format_.slice);
   const float shift = format_.hidden_shift(shape_);
   for (size_t i = 0; i < sums.size(); ++i)
     fc2_bias[i] = (tensors.fc2.bias == nullptr ? 0 : tensors.fc2.bias[i]) - shift * sums[i];
@@ -43,7 +45,7 @@ void Network::add_block(const BlockTensors& tensors) {
       norm(tensors.norm2),
       qkv(tensors.qkv),
       proj(tensors.proj),
-      {packed(format_, fc1.data(), width, shape_.dim),
+      {packed(format_.block, fc1.data(), width, shape_.dim),
        padded(tensors.fc1.bias, shape_.hidden, width)},
       {fc2, padded(fc2_bias.data(), shape_.dim, shape_.dim)},
   });
@@ -67,7 +69,8 @@ EngineLinear Network::qkv(const LinearTensors& tensors) {
       if (tensors.bias != nullptr) std::copy_n(tensors.bias + from, head_dim, bias.data() + to);
     }
   const int64_t columns = static_cast<int64_t>(bias.size());
-  return {packed(format_, weight.data(), columns, dim), padded(bias.data(), columns, columns)};
+  return {packed(format_.block, weight.data(), columns, dim),
+          padded(bias.data(), columns, columns)};
 }
 
 // Each head's channels padded to whole vectors.
@@ -78,7 +81,7 @@ EngineLinear Network::proj(const LinearTensors& tensors) {
     for (int64_t head = 0; head < shape_.heads; ++head)
       std::copy_n(tensors.weight + row * dim + head * head_dim, head_dim,
                   weight.data() + (row * shape_.heads + head) * width);
-  return {packed(format_, weight.data(), dim, shape_.heads * width),
+  return {packed(format_.block, weight.data(), dim, shape_.heads * width),
           padded(tensors.bias, dim, dim)};
 }
 
@@ -100,17 +103,17 @@ const float* Network::padded(const float* values, int64_t count, int64_t width, 
       keep(static_cast<int64_t>(all.size() * sizeof(float)), all.data()));
 }
 
-const char* Network::packed(const EngineFormat& format, const float* weight, int64_t columns,
+const char* Network::packed(const EnginePacking& packing, const float* weight, int64_t columns,
                             int64_t channels, bool has_zero, std::vector<float>* sums,
                             int64_t slice) {
-  const char* to = keep(format.packed_bytes(columns, channels), nullptr);
-  format.pack(weight, columns, channels, const_cast<char*>(to), has_zero,
-              sums == nullptr ? nullptr : sums->data(), slice);
+  const char* to = keep(packing.bytes(columns, channels), nullptr);
+  packing.pack(weight, columns, channels, const_cast<char*>(to), has_zero,
+               sums == nullptr ? nullptr : sums->data(), slice);
   return to;
 }
 
 Pass::Pass(Network& network, int64_t first, int64_t last, int64_t images, float* x,
-           const void* pixels, const float* byte_values)
+           const void* pixels, bool bytes)
     : network_(network), shared_(network.shared_.take()), pass_{&network.shape_,
                                                                 network.blocks_.data(),
                                                                 first,
@@ -119,7 +122,7 @@ Pass::Pass(Network& network, int64_t first, int64_t last, int64_t images, float*
                                                                 network.images_,
                                                                 x,
                                                                 pixels,
-                                                                byte_values,
+                                                                bytes,
                                                                 network.embedding_,
                                                                 shared_->data(),
                                                                 &team_} {}

@@ -32,8 +32,8 @@ class Network {
  public:
   // `images`: the most that one pass may have. The stream begins at positions [tokens, dim], the
   // biases and prefix tokens included, plus the product of embedding [dim, 3 P^2] with the patches.
-  Network(const EngineShape& shape, const EngineFormat& format, const EngineFormat& float32,
-          int64_t images, const float* embedding, const float* positions);
+  Network(const EngineShape& shape, const EngineFormat& format, int64_t images,
+          const float* embedding, const float* positions);
   void add_block(const BlockTensors& tensors);
 
   const EngineShape& shape() const { return shape_; }
@@ -47,7 +47,7 @@ class Network {
   friend class Pass;
   const char* keep(int64_t bytes, const void* from);
   const float* padded(const float* values, int64_t count, int64_t width, float otherwise = 0);
-  const char* packed(const EngineFormat& format, const float* weight, int64_t columns,
+  const char* packed(const EnginePacking& packing, const float* weight, int64_t columns,
                      int64_t channels, bool has_zero = true, std::vector<float>* sums = nullptr,
                      int64_t slice = 0);
   EngineNorm norm(const NormTensors& tensors);
@@ -68,10 +68,11 @@ class Network {
 // often as it likes; a call returns when all of the work is done.
 class Pass {
  public:
-  // x: [images * tokens][stride], with memory for whole tiles of sixteen rows. With pixels, the
-  // patch embedding comes first, otherwise x is what it is.
+  // x: [images * tokens][stride], with memory for whole tiles of sixteen rows. With pixels, as
+  // bytes (which stand for -1 to 1) or as floats, the patch embedding comes first, otherwise x is
+  // what it is.
   Pass(Network& network, int64_t first, int64_t last, int64_t images, float* x,
-       const void* pixels = nullptr, const float* byte_values = nullptr);
+       const void* pixels = nullptr, bool bytes = false);
   ~Pass();
   void work();
 

@@ -38,7 +38,10 @@ FIQA_FAST_INLINE Halves to_bfloat16(Floats value) {
 }
 
 struct Float32 {
-  using Inner = Float32;  // of attention's products
+  using Inner = Float32;      // of attention's products
+  using Patch = Float32;      // what the patch embedding's weights are
+  using Rows = Float32;       // left operands
+  using WholeRows = Float32;  // the product for rows of whole numbers up to 256
   static constexpr bool kByRow = false;
   static constexpr int64_t kBytes = 4, kParts = 1;
   static constexpr int64_t kDepth = kLineBytes / kBytes;  // channels of a step
@@ -51,28 +54,16 @@ struct Float32 {
   }
 };
 
-#if defined(__AVX512BF16__)
-struct Bfloat16 {
-  using Inner = Bfloat16;
-  static constexpr bool kByRow = false;
-  static constexpr int64_t kBytes = 2, kParts = 1;
-  static constexpr int64_t kDepth = kLineBytes / kBytes;
-  // Sums begin at what they are added to: float32's last place is nothing beside bfloat16's.
-  static constexpr bool kAddInPlace = true;
-
-  FIQA_FAST_INLINE void put(char* to, int64_t, Vec value) {
-    for (int p = 0; p < fiqa_fast::FIQA_FAST_ISA::kParts; ++p)
-      reinterpret_cast<HalvesAnywhere*>(to)[p] = to_bfloat16(value.part[p]);
-  }
-};
-
-#endif
-
 #if defined(__AMX_BF16__)
+struct SplitColumns;
+
 // A float32 as two bfloat16, the second what the first leaves: sixteen bits of mantissa. Of the
 // four products of two such numbers the one of both seconds is left out.
 struct SplitFloat32 {
   using Inner = SplitFloat32;
+  using Patch = SplitFloat32;
+  using Rows = SplitFloat32;
+  using WholeRows = SplitColumns;
   static constexpr bool kByRow = false;
   static constexpr int64_t kBytes = 2, kParts = 2;
   static constexpr int64_t kDepth = kLineBytes / kBytes;
@@ -90,6 +81,41 @@ struct SplitFloat32 {
 
 #endif
 
+// Where blocks are computed in less than float32, what the residual stream begins at is not, and
+// costs little beside them.
+#if defined(__AMX_BF16__)
+using FinePatch = SplitFloat32;
+#else
+using FinePatch = Float32;
+#endif
+
+#if defined(__AVX512BF16__)
+struct Bfloat16 {
+  using Inner = Bfloat16;
+  using Patch = FinePatch;
+  static constexpr bool kByRow = false;
+  static constexpr int64_t kBytes = 2, kParts = 1;
+  static constexpr int64_t kDepth = kLineBytes / kBytes;
+  // Sums begin at what they are added to: float32's last place is nothing beside bfloat16's.
+  static constexpr bool kAddInPlace = true;
+
+  FIQA_FAST_INLINE void put(char* to, int64_t, Vec value) {
+    for (int p = 0; p < fiqa_fast::FIQA_FAST_ISA::kParts; ++p)
+      reinterpret_cast<HalvesAnywhere*>(to)[p] = to_bfloat16(value.part[p]);
+  }
+};
+
+#endif
+
+#if defined(__AMX_BF16__)
+// Rows of bfloat16 with columns of SplitFloat32: what it computes where the rows' seconds are zero.
+struct SplitColumns {
+  using Rows = Bfloat16;
+  static constexpr bool kByRow = false;
+  static constexpr int64_t kParts = SplitFloat32::kParts;
+};
+#endif
+
 // Bytes: a row's are 0 to 255 and a column's are signed, each with a unit of its own. Only whole
 // rows can be put, because the largest number of a row decides its unit (see rows.h).
 struct Int8 {
@@ -98,6 +124,7 @@ struct Int8 {
 #else
   using Inner = Float32;
 #endif
+  using Patch = FinePatch;
   static constexpr bool kByRow = true;
   static constexpr int64_t kBytes = 1, kParts = 1;
   static constexpr int64_t kDepth = kLineBytes / kBytes;

@@ -68,8 +68,7 @@ std::unique_ptr<Network> make_network(const std::string& level, const std::strin
   const float* weight = checked(embedding, "embedding", {dim, shape.patch_pixels()});
   const float* begin = checked(positions, "positions", {shape.tokens(), dim});
   const py::gil_scoped_release release;
-  return std::make_unique<Network>(shape, format_of(kernels, format), kernels.float32, max_images,
-                                   weight, begin);
+  return std::make_unique<Network>(shape, format_of(kernels, format), max_images, weight, begin);
 }
 
 using Norm = std::tuple<Floats, Floats, float>;
@@ -100,8 +99,7 @@ void add_block(Network& network, float scale, const Norm& norm1, const Linear& q
 }
 
 std::unique_ptr<Pass> make_pass(Network& network, int64_t first, int64_t last, int64_t images,
-                                py::array x, const std::optional<py::array>& pixels,
-                                const std::optional<Floats>& byte_values) {
+                                py::array x, const std::optional<py::array>& pixels) {
   const EngineShape& shape = network.shape();
   if (first < 0 || last < first || last > network.depth())
     throw py::value_error("blocks first to last should be among the network's " +
@@ -116,9 +114,9 @@ std::unique_ptr<Pass> make_pass(Network& network, int64_t first, int64_t last, i
                           std::to_string(rows) + ", " + std::to_string(shape.stride()) + "), got " +
                           shape_text(x));
   const void* data = nullptr;
-  const float* values = nullptr;
+  bool bytes = false;
   if (pixels) {
-    const bool bytes = py::isinstance<py::array_t<uint8_t>>(*pixels);
+    bytes = py::isinstance<py::array_t<uint8_t>>(*pixels);
     const py::ssize_t size = shape.image_size;
     if ((!bytes && !py::isinstance<py::array_t<float>>(*pixels)) ||
         !(pixels->flags() & py::array::c_style) || pixels->ndim() != 4 ||
@@ -128,13 +126,9 @@ std::unique_ptr<Pass> make_pass(Network& network, int64_t first, int64_t last, i
                             std::to_string(images) + ", 3, " + std::to_string(size) + ", " +
                             std::to_string(size) + "), got " + shape_text(*pixels));
     data = pixels->data();
-    if (bytes) {
-      if (!byte_values) throw py::value_error("pixels that are bytes need byte_values");
-      values = checked(*byte_values, "byte_values", {256});
-    }
   }
   return std::make_unique<Pass>(network, first, last, images, static_cast<float*>(x.mutable_data()),
-                                data, values);
+                                data, bytes);
 }
 
 }  // namespace
@@ -154,10 +148,8 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("own_bytes", &Network::own_bytes);
   py::class_<Pass>(m, "Pass", "Some images on their way through some blocks.")
       .def(py::init(&make_pass), py::arg("network"), py::arg("first"), py::arg("last"),
-           py::arg("images"), py::arg("x"), py::arg("pixels") = py::none(),
-           // Not converted: what is kept alive is what was given.
-           py::arg("byte_values").noconvert() = py::none(), py::keep_alive<1, 2>(),
-           py::keep_alive<1, 6>(), py::keep_alive<1, 7>(), py::keep_alive<1, 8>())
+           py::arg("images"), py::arg("x"), py::arg("pixels") = py::none(), py::keep_alive<1, 2>(),
+           py::keep_alive<1, 6>(), py::keep_alive<1, 7>())
       .def("work", &Pass::work, py::call_guard<py::gil_scoped_release>());
 }
 

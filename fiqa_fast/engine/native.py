@@ -67,11 +67,6 @@ class NativeEngine(Engine):
         self.max_images = max(1, PASS_TOKENS // self.tokens)
         self.network = _packed(self.vit, format, self.max_images)
         del self.vit  # the network has its own
-        # (v / 255 - 0.5) / 0.5 to the bit, because doubling is exact.
-        values = torch.arange(256, dtype=torch.float32).div_(255)
-        self.byte_values = torch.add(
-            torch.tensor(-1.0, dtype=torch.float32), values, alpha=2
-        ).numpy()
         # Between its stages the stream is all there is; memory for it goes round.
         self.streams: deque[Stream] = deque()
         self.stops = sorted(self.method.stages | {self.last_stage})
@@ -92,9 +87,7 @@ class NativeEngine(Engine):
         pixels: np.ndarray[Any, Any] | None = images.contiguous().numpy()
         done = 0
         for stage in self.stops:
-            work = Pass(
-                self.network, done, stage, count, stream.array, pixels, self.byte_values
-            ).work
+            work = Pass(self.network, done, stage, count, stream.array, pixels).work
             help_with(work, threads - 1)
             work()
             done, pixels = stage, None

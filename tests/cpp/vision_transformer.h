@@ -37,10 +37,9 @@ class Transformer {
   int64_t depth() const { return static_cast<int64_t>(blocks_.size()); }
 
   // Packed for passes of up to so many images.
-  std::unique_ptr<Network> packed(const EngineFormat& format, const EngineFormat& float32,
-                                  int64_t images) const {
-    auto network = std::make_unique<Network>(shape_, format, float32, images, embedding_.data(),
-                                             positions_.data());
+  std::unique_ptr<Network> packed(const EngineFormat& format, int64_t images) const {
+    auto network =
+        std::make_unique<Network>(shape_, format, images, embedding_.data(), positions_.data());
     const auto norm = [](const Layer& of) {
       return NormTensors{of.weight.data(), of.bias.data(), kEps};
     };
