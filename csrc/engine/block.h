@@ -87,10 +87,8 @@ FIQA_FAST_INLINE float hidden_shift(const EngineShape& shape) {
   return Number::kByRow && !shape.relu6 ? 0.17f : 0;
 }
 
-FIQA_FAST_INLINE Vec activated(bool relu6, float shift, Vec value) {
-  // In this order a NaN stays one.
-  return relu6 ? min(broadcast(6), max(broadcast(0), value)) : gelu(value) + broadcast(shift);
-}
+// In this order a NaN stays one.
+FIQA_FAST_INLINE Vec relu6(Vec value) { return min(broadcast(6), max(broadcast(0), value)); }
 
 // `after` is what will be read next: the next block's first weights, or null.
 template <class Number>
@@ -180,15 +178,20 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
     const Operand in_slice = moved(in, first / kSide);
     const Operand out_slice = slice_of<Number>(out, out_slices, first / kSlice);
     const float* bias = block.fc1.bias + first;
-    product<Number>(member, y, rows, in_slice, wide_tiles, layout.stream_steps, out_slice.data,
-                    [&](int64_t row, int64_t column, int64_t columns, const auto& value) {
-                      RowWriter<Number> put{hidden, false, nullptr};
-                      if constexpr (Number::kByRow)
-                        put.line = hidden_floats + row * layout.hidden_stride;
-                      for (int64_t c = 0; c < columns; c += kLanes)
-                        put.put(row, column + c,
-                                activated(shape.relu6, shift, value(c) + load(bias + column + c)));
-                    });
+    const auto hidden_product = [&](auto activated) {
+      product<Number>(member, y, rows, in_slice, wide_tiles, layout.stream_steps, out_slice.data,
+                      [&](int64_t row, int64_t column, int64_t columns, const auto& value) {
+                        RowWriter<Number> put{hidden, false, nullptr};
+                        if constexpr (Number::kByRow)
+                          put.line = hidden_floats + row * layout.hidden_stride;
+                        for (int64_t c = 0; c < columns; c += kLanes)
+                          put.put(row, column + c, activated(value(c) + load(bias + column + c)));
+                      });
+    };
+    if (shape.relu6)
+      hidden_product([](Vec value) { return relu6(value); });
+    else
+      hidden_product([=](Vec value) { return gelu(value) + broadcast(shift); });
     whole_rows(hidden_floats, layout.hidden_stride, wide_steps * Number::kDepth, false, hidden);
     const char* next = left > kSlice ? moved(in_slice, kSlice / kSide).data : after;
     accumulate<Number>(member, hidden, rows, out_slice, tiles(shape.dim), wide_steps, next, x,
