@@ -53,12 +53,13 @@ X86_ISA_FLAGS = {
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
     ],
 }
-# The CPU engine has two levels more.
+# The CPU engine has three levels more.
 ENGINE_ISA_FLAGS = {
     **X86_ISA_FLAGS,
-    "avx512_bf16": [*X86_ISA_FLAGS["avx512"], "-mavx512bf16", "-mavx512vnni"],
+    "avx512_vnni": [*X86_ISA_FLAGS["avx512"], "-mavx512vnni"],
+    "avx512_bf16": [*X86_ISA_FLAGS["avx512"], "-mavx512vnni", "-mavx512bf16"],
     "amx": [
-        *(*X86_ISA_FLAGS["avx512"], "-mavx512bf16", "-mavx512vnni"),
+        *(*X86_ISA_FLAGS["avx512"], "-mavx512vnni", "-mavx512bf16"),
         *("-mamx-tile", "-mamx-bf16", "-mamx-int8"),
     ],
 }

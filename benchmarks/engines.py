@@ -99,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=600.0, help="of each race")
     add("--threads", type=int, default=cores())
     add("--only", nargs="*", default=(), help="engines whose name holds one of these")
+    add("--also", nargs="*", choices=ALSO, default=ALSO, help="beside the races over batches")
     add("--parts", nargs="+", choices=[*PARTS, "none"], default=list(PARTS))
     add("-o", "--output", type=Path, help="default: benchmarks/results/<processor>.json")
     return result
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    plan = Plan(batch_sizes=options.batch_sizes, also=ALSO, **common)
+    plan = Plan(batch_sizes=options.batch_sizes, also=options.also, **common)
     for model in options.models:
         keep(
             "batches",

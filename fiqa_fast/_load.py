@@ -2,8 +2,9 @@
 """Loads the compiled libraries, once, and keeps the reason where one was not loaded.
 
 `_C` (schemas and CPU) is required. `_C_cuda` is loaded where it was built and torch has CUDA. The
-environment variable FIQA_FAST_ISA=baseline|avx2|avx512|avx512_bf16|amx forces a level of the CPU
-kernels and of the CPU engine; it is read here, when the package is imported, and nowhere else.
+environment variable FIQA_FAST_ISA=baseline|avx2|avx512|avx512_vnni|avx512_bf16|amx forces a level
+of the CPU kernels and of the CPU engine; it is read here, when the package is imported, and nowhere
+else.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def cuda_status() -> CudaStatus:
 
 
 def isa() -> str:
-    """The active instruction set level: baseline, avx2, avx512, avx512_bf16 or amx.
+    """The active instruction set level: baseline, avx2, avx512, avx512_vnni, avx512_bf16 or amx.
 
-    To the operators' kernels the last two are avx512; what they add is for the engine.
+    To the operators' kernels the last three are avx512; what they add is for the engine.
     """
     return _C.isa()
 

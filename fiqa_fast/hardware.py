@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from . import _load
+
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -60,10 +62,7 @@ def floating(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    return "AVX512" in capabilities and bool(
-        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    )
+    return _load.isa() in ("avx512_bf16", "amx")
 
 
 # What lets a GPU sum the products of narrow numbers in narrow ones. None of it is float32.

@@ -19,7 +19,7 @@ from fiqa_fast.engine.engine import Engine
 from fiqa_fast.engine.native import PASS_TOKENS, NativeEngine, _packed
 from fiqa_fast.quality.method import Values
 
-LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
+LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 # Largest error over the largest value of a block's output, by format.
 # Of the largest value of the stream: the embedding's, and the blocks'.
 EMBEDDING_TOLERANCE = 2e-5

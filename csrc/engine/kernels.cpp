@@ -13,6 +13,9 @@ extern const EngineKernels engine_table;
 namespace avx512 {
 extern const EngineKernels engine_table;
 }
+namespace avx512_vnni {
+extern const EngineKernels engine_table;
+}
 namespace avx512_bf16 {
 extern const EngineKernels engine_table;
 }
@@ -28,6 +31,8 @@ const EngineKernels& engine_kernels([[maybe_unused]] Isa level) {
       return amx::engine_table;
     case Isa::kAvx512Bf16:
       return avx512_bf16::engine_table;
+    case Isa::kAvx512Vnni:
+      return avx512_vnni::engine_table;
     case Isa::kAvx512:
       return avx512::engine_table;
     case Isa::kAvx2:

@@ -28,6 +28,11 @@ Registers cpuid(unsigned leaf, unsigned subleaf) {
 
 bool bit(unsigned value, int position) { return (value >> position) & 1u; }
 
+bool made_by_intel() {
+  const Registers r = cpuid(0, 0);
+  return r.b == signature_INTEL_ebx && r.d == signature_INTEL_edx && r.c == signature_INTEL_ecx;
+}
+
 // Which register states the operating system saves (XCR0). Without it an instruction may be there
 // and still fault, or lose its registers at a context switch.
 uint64_t saved_states() {
@@ -67,6 +72,7 @@ CpuFeatures detect() {
   f.avx512_bf16 = f.avx512 && bit(leaf7_1.a, 5);
   f.avx512_vnni = f.avx512 && bit(leaf7.c, 11);
   f.avx512_fp16 = f.avx512 && bit(leaf7.d, 23);
+  f.slow_avx512_bf16 = f.avx512_bf16 && f.avx512_fp16 && made_by_intel();
   f.amx_tile = tile && bit(leaf7.d, 24) && tiles_permitted();
   f.amx_bf16 = f.amx_tile && bit(leaf7.d, 22);
   f.amx_int8 = f.amx_tile && bit(leaf7.d, 25);

@@ -11,6 +11,9 @@ struct CpuFeatures {
   bool avx_vnni = false;
   bool avx512 = false;  // F, BW, DQ, VL: what "AVX-512" means since Skylake
   bool avx512_bf16 = false;
+  // Its products are half as many per cycle as float32's. So on Intel's processors that have
+  // AVX512_FP16 (measured on one with AMX), which have AMX for them, unless that is not permitted.
+  bool slow_avx512_bf16 = false;
   bool avx512_vnni = false;
   bool avx512_fp16 = false;
   bool amx_tile = false;

@@ -7,18 +7,23 @@
 
 namespace fiqa_fast {
 
-enum class Isa : int32_t { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+enum class Isa : int32_t { kBaseline, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
 
-constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
+constexpr const char* kIsaNames[] = {"baseline",    "avx2",        "avx512",
+                                     "avx512_vnni", "avx512_bf16", "amx"};
 // On other processors than x86-64 the baseline is all there is (on AArch64 it has NEON).
 #if defined(__x86_64__)
-constexpr int32_t kIsaCount = 5;
+constexpr int32_t kIsaCount = 6;
 #else
 constexpr int32_t kIsaCount = 1;
 #endif
 
+struct CpuFeatures;
+bool isa_supported(Isa isa, const CpuFeatures& cpu);
+Isa best_isa(const CpuFeatures& cpu);  // the fastest that is supported
+
 bool isa_supported(Isa isa);  // by this processor and its operating system
-Isa active_isa();             // the best supported level, unless set_isa chose another
+Isa active_isa();             // the best level for this processor, unless set_isa chose another
 void set_isa(Isa isa);        // the caller checks isa_supported first
 
 template <class Kernels>
@@ -26,7 +31,8 @@ const Kernels& pick([[maybe_unused]] const Kernels& baseline, [[maybe_unused]] c
                     [[maybe_unused]] const Kernels& avx512) {
   switch (active_isa()) {
     case Isa::kAvx512:
-    case Isa::kAvx512Bf16:  // these two are the engine's: the operators' products are float32
+    case Isa::kAvx512Vnni:  // from here on they are the engine's: the operators have float32 only
+    case Isa::kAvx512Bf16:
     case Isa::kAmx:
       return avx512;
     case Isa::kAvx2:
