@@ -92,7 +92,7 @@ class Scorer:
             head_maps, exit_maps; all from one pass.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``.
         dtype: of the blocks' products: float32, bfloat16, float16, int8 (of the native engine, on
-            a CPU), or auto: bfloat16 where the hardware has it, else float32. Residual stream,
+            a CPU), or auto: bfloat16 where it is the faster, else float32. Residual stream,
             norms and the quality itself are float32 always.
         float32_precision: ``"highest"`` is IEEE float32 whatever torch's global settings say;
             ``"high"`` allows split-precision products.

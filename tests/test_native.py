@@ -20,8 +20,7 @@ from fiqa_fast.engine.native import PASS_TOKENS, NativeEngine, _packed
 from fiqa_fast.quality.method import Values
 
 LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
-# Largest error over the largest value of a block's output, by format.
-# Of the largest value of the stream: the embedding's, and the blocks'.
+# Largest error over the largest value: of the stream before the blocks, and of a block's output.
 EMBEDDING_TOLERANCE = 2e-5
 TOLERANCES = {"float32": 2e-6, "high": 6e-5, "bfloat16": 2e-2, "int8": 5e-2}
 CONFIGS = {

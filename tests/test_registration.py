@@ -191,7 +191,9 @@ def test_isa_can_be_forced_from_the_environment(run_python):
     for level in _load.supported_isas():
         assert run_python(code, FIQA_FAST_ISA=level).stdout.strip() == level
     default = run_python(code, FIQA_FAST_ISA="").stdout.strip()
-    assert default == _load.supported_isas()[-1]
+    best = _load.supported_isas()[-1]
+    # Where bfloat16's products are slow (tests/cpp/test_isa.cpp).
+    assert default == best or (default, best) == ("avx512_vnni", "avx512_bf16")
 
 
 def test_unknown_isa_is_refused(run_python):

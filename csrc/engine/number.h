@@ -81,8 +81,8 @@ struct SplitFloat32 {
 
 #endif
 
-// Where blocks are computed in less than float32, what the residual stream begins at is not, and
-// costs little beside them.
+// Where blocks are computed in less than float32, what the residual stream begins at is nearly
+// that, and costs little beside them.
 #if defined(__AMX_BF16__)
 using FinePatch = SplitFloat32;
 #else

@@ -36,7 +36,6 @@ py::dict cpu_features() {
   features["avx_vnni"] = cpu.avx_vnni;
   features["avx512"] = cpu.avx512;
   features["avx512_bf16"] = cpu.avx512_bf16;
-  features["slow_avx512_bf16"] = cpu.slow_avx512_bf16;
   features["avx512_vnni"] = cpu.avx512_vnni;
   features["avx512_fp16"] = cpu.avx512_fp16;
   features["amx_tile"] = cpu.amx_tile;

@@ -5,7 +5,7 @@ Weights are packed once for the processor's level. A pass takes a few images thr
 one thread, with nothing but a head's keys or a slice of the MLP between the matrices; where there
 are fewer passes than threads, threads share one. A row's arithmetic is the same wherever it stands
 and whoever computes it. Products run in the chosen dtype; residual stream, norms and everything a
-quality method computes are float32, and the patch embedding is, or nearly (weights of 16 bits).
+quality method computes are float32, and the patch embedding is, or nearly (16 bits of mantissa).
 """
 
 from __future__ import annotations

@@ -28,9 +28,15 @@ def entries(dtype: str, scorer_of: Callable[[str], Scorer]) -> list[Entry]:
             return score
 
         facts = {"engine": scorer.engine, "isa": _load.isa(), **_memory(scorer)}
-        return Ready(run, str(scorer.dtype).removeprefix("torch."), facts)
+        return Ready(run, _executes(scorer), facts)
 
     return [Entry("fiqa_fast", "ours", dtype, prepare)]
+
+
+def _executes(scorer: Scorer) -> str:
+    dtype = str(scorer.dtype).removeprefix("torch.")
+    below = scorer.engine == "native" and _load.isa() not in ("avx512_bf16", "amx")
+    return "float32" if below and dtype == "bfloat16" else dtype
 
 
 def _memory(scorer: Scorer) -> dict[str, Any]:
