@@ -136,7 +136,7 @@ def test_float32_gate_is_fair_and_leaves_inherited_settings_inherited() -> None:
         start = time.monotonic()
         with float32_arithmetic("tf32"):
             pass
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 60  # not for ever
     finally:
         stop.set()
         for thread in threads:

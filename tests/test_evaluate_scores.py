@@ -120,9 +120,9 @@ def test_matching_takes_linear_time() -> None:
     n = 100_000
     have = [f"root/{i // 10}/faces/{i % 10}.png" for i in range(n)]
     wanted = [f"/mnt/{i // 10}/faces/{i % 10}.jpg" for i in reversed(range(n))]
-    start = time.perf_counter()
+    start = time.thread_time()
     assert match(wanted, have, "").tolist() == list(reversed(range(n)))
-    assert time.perf_counter() - start < 10  # about one; a search per key would take hours
+    assert time.thread_time() - start < 30  # about one; a search per key would take hours
 
 
 def test_distinct() -> None:

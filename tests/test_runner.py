@@ -297,9 +297,9 @@ def test_decoding_and_scoring_overlap() -> None:
         workers=1,
     )
     elapsed = time.perf_counter() - start
-    # Each alone takes 0.48 s. One after the other they would take 0.96 s.
-    assert summary.scoring_seconds > 0.45
-    assert elapsed < 0.8
+    # Each alone takes 0.48 s or, on a busy machine, more.
+    assert summary.scoring_seconds > 0.45 and summary.decode_seconds > 0.45
+    assert elapsed < 0.85 * (summary.scoring_seconds + summary.decode_seconds)
 
 
 def test_as_many_calls_of_the_scorer_as_were_wanted() -> None:
