@@ -141,6 +141,8 @@ FIQA_FAST_INLINE void accumulate(Member& member, const Operand& a, int64_t rows,
     product<Number>(member, a, rows, b, column_tiles, step_count, after,
                     [&](int64_t row, int64_t column, int64_t width, const auto& value) {
                       float* to = c + row * stride + column;
+                      const float* soon = to + 8 * stride;  // a row that comes soon, to be fetched
+                      __builtin_prefetch(soon, 1), __builtin_prefetch(soon + kSide, 1);
                       for (int64_t i = 0; i < width; i += kLanes)
                         store(to + i, load(to + i) + value(i));
                     });

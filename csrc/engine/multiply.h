@@ -136,12 +136,13 @@ struct Cut {
 // Steps at a time: sixteen columns of so many stay in the first cache while rows pass them.
 constexpr int64_t kStepsAtOnce = 16;
 
-// c, of rows of `stride` floats, becomes or grows by the product of kRows rows of a tile. Not
-// inlined: the loops are long beside a call, and there are many callers.
+// c, of rows of `stride` floats, becomes or grows by the product of kRows rows of a tile. Meanwhile
+// those at `then` are fetched, which come next. Not inlined: the loops are long beside a call, and
+// there are many callers.
 template <class Number, int kRows, int kTiles>
-static __attribute__((noinline)) void multiply_rows(const char* rows, const Operand& b,
-                                                    int64_t step_count, bool add, float* c,
-                                                    int64_t stride) {
+static __attribute__((noinline)) void multiply_rows(const char* rows, const char* then,
+                                                    const Operand& b, int64_t step_count, bool add,
+                                                    float* c, int64_t stride) {
   using L = Line<Number>;
   typename L::Sum sums[kRows][kTiles];
   if (add) {
@@ -155,31 +156,41 @@ static __attribute__((noinline)) void multiply_rows(const char* rows, const Oper
   }
   const char* columns = b.data;
   const int64_t tile = b.tile;
-  for (int64_t step = 0; step < step_count; ++step, rows += kTileBytes, columns += kTileBytes)
+  const int64_t ahead = then - rows;
+  for (int64_t step = 0; step < step_count; ++step, rows += kTileBytes, columns += kTileBytes) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) __builtin_prefetch(rows + ahead + r * kLineBytes);
+// Fewer at a time leave the processor's front end short of instructions, by what else it holds.
+#pragma GCC unroll 4
     for (int64_t word = 0; word < kSide; ++word) {
       L lines[kTiles];
       for (int t = 0; t < kTiles; ++t) lines[t] = L::of(columns + t * tile + word * kLineBytes);
-// Else GCC takes two words at a time, for which there are too few registers.
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const auto factor = L::word(rows + r * kLineBytes + word * 4);
         for (int t = 0; t < kTiles; ++t) sums[r][t] = L::add(lines[t], factor, sums[r][t]);
       }
     }
+  }
   for (int r = 0; r < kRows; ++r)
     for (int t = 0; t < kTiles; ++t) L::store_sum(c + r * stride + t * kSide, sums[r][t]);
 }
 
-// `count` rows of a tile, cut as the registers want it; the I-th cut and those behind it.
+// `count` rows of a tile, cut as the registers want it; the I-th cut and those behind it. The tile
+// at `then` comes next.
 template <class Number, int kTiles, int I = 0>
-FIQA_FAST_INLINE void multiply_tile(const char* rows, int64_t count, const Operand& b,
-                                    int64_t step_count, bool add, float* c, int64_t stride) {
+FIQA_FAST_INLINE void multiply_tile(const char* rows, const char* then, int64_t count,
+                                    const Operand& b, int64_t step_count, bool add, float* c,
+                                    int64_t stride) {
   constexpr auto& kRows = Cut<Number>::kRows;
-  if constexpr (I < static_cast<int>(sizeof(kRows) / sizeof(kRows[0]))) {
+  constexpr int kCuts = static_cast<int>(sizeof(kRows) / sizeof(kRows[0]));
+  if constexpr (I < kCuts) {
     if (count <= 0) return;
-    multiply_rows<Number, kRows[I], kTiles>(rows, b, step_count, add, c, stride);
-    multiply_tile<Number, kTiles, I + 1>(rows + kRows[I] * kLineBytes, count - kRows[I], b,
-                                         step_count, add, c + kRows[I] * stride, stride);
+    const char* behind = rows + kRows[I] * kLineBytes;
+    multiply_rows<Number, kRows[I], kTiles>(rows, count > kRows[I] && I + 1 < kCuts ? behind : then,
+                                            b, step_count, add, c, stride);
+    multiply_tile<Number, kTiles, I + 1>(behind, then, count - kRows[I], b, step_count, add,
+                                         c + kRows[I] * stride, stride);
   }
 }
 
@@ -187,18 +198,23 @@ template <class Number, bool kAdd, int kRowTiles, int kColumnTiles>
 struct Multiply {
   template <class Meanwhile>
   FIQA_FAST_INLINE void run(int64_t rows, const Operand& a, const Operand& b, int64_t step_count,
-                            float* c, int64_t stride, Meanwhile&) {
+                            float* c, int64_t stride, Meanwhile& meanwhile) {
     constexpr int kTiles = kColumnTiles == kTilesAtOnce ? kTilesAtOnce : 1;
+    constexpr int kTurns = kRowTiles * (kColumnTiles / kTiles);  // in which a step is done
+    int64_t turns = 0;
     for (int64_t t = 0; t < kColumnTiles; t += kTiles)
       for (int64_t first = 0; first < step_count; first += kStepsAtOnce) {
-        const int64_t left = step_count - first;
+        const int64_t left = step_count - first, count = left < kStepsAtOnce ? left : kStepsAtOnce;
         Operand columns = moved(b, t);
         columns.data += first * b.step;
-        for (int64_t r = 0; r < kRowTiles; ++r)
-          multiply_tile<Number, kTiles>(a.data + r * a.tile + first * a.step, rows - r * kSide,
-                                        columns, left < kStepsAtOnce ? left : kStepsAtOnce,
-                                        kAdd || first > 0, c + r * kSide * stride + t * kSide,
-                                        stride);
+        for (int64_t r = 0; r < kRowTiles; ++r) {
+          for (turns += count; turns >= kTurns; turns -= kTurns) meanwhile.step();
+          const char* tile = a.data + r * a.tile + first * a.step;
+          const char* other = a.data + (left > count ? first + count : 0) * a.step;
+          multiply_tile<Number, kTiles>(tile, r + 1 < kRowTiles ? tile + a.tile : other,
+                                        rows - r * kSide, columns, count, kAdd || first > 0,
+                                        c + r * kSide * stride + t * kSide, stride);
+        }
       }
   }
 };
