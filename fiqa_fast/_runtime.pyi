@@ -32,12 +32,14 @@ class Network:
         heads: int,
         hidden: int,
         relu6: bool,
+        depth: int,
         max_images: int,
         embedding: _Array,
         positions: _Array,
     ) -> None: ...
-    def add_block(
+    def set_block(
         self,
+        number: int,
         *,
         scale: float,
         norm1: _Norm,

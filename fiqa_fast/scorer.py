@@ -19,7 +19,14 @@ from .engine.engine import Engine
 from .errors import ImageError
 from .hardware import FLOAT32_PRECISIONS, floating, resolve_device, resolve_dtype
 from .images import load_image, resize
-from .models.gauge import SUFFIX, Gauge, check_gauge, load_gauge, state_dict_sha256
+from .models.gauge import (
+    SUFFIX,
+    Gauge,
+    check_gauge,
+    check_gauge_shape,
+    load_gauge,
+    state_dict_sha256,
+)
 from .models.vit import FaceViT
 from .options import TOKENS, check_name, checked_outputs
 from .quality import attn_fiqa, vit_fiqa
@@ -28,7 +35,7 @@ from .quality.fusion import FUSIONS
 from .quality.method import QualityMethod
 from .quality.reductions import REDUCTIONS, Heads
 from .quality.vit_fiqa import VitFiqa
-from .workers import run_alone
+from .workers import begin_alone, run_alone
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -165,10 +172,15 @@ class Scorer:
         self.exit = model.config.depth if exit is None else exit
         self.config = model.config
         self._model_sha256 = model.checkpoint_sha256
-        # On a worker, as all torch work here: see fiqa_fast.workers.
-        self._state_sha256 = run_alone(lambda: state_dict_sha256(model))
-        self.gauge = _resolve_gauge(gauge, model, self._state_sha256, self._has_a_mean_over_heads())
+        self.gauge = _resolve_gauge(gauge, model, self._has_a_mean_over_heads())
+        # On workers, as all torch work here: see fiqa_fast.workers.
+        digest = begin_alone(lambda: _state_sha256(model))
         self._engine = run_alone(lambda: self._build(model, engine))
+        self._state_sha256 = digest.result()
+        if self.gauge is not None:
+            facts = dataclasses.asdict(self.config)
+            depth, dim = self.config.depth, self.config.embed_dim
+            check_gauge(self.gauge, model, depth, dim, facts, self._state_sha256)
         self.engine, self.engine_note = self._engine.name, self._engine.note
 
     def _build(self, model: FaceViT, engine: str) -> Engine:
@@ -287,6 +299,11 @@ class Scorer:
         }
 
 
+def _state_sha256(model: FaceViT) -> str:
+    known = model.checkpoint_state_sha256 if model.checkpoint_borrowed else None
+    return known or state_dict_sha256(model)
+
+
 def _whole(value: Any) -> Any:
     """numpy's and others' whole numbers as int; anything else as it is, to be refused by name."""
     if value is None or isinstance(value, (bool, str)):
@@ -307,9 +324,8 @@ def _check_exit(exit: int | None, depth: int) -> None:
         raise ValueError(f"exit must be a block's number from 1 to {depth}, got {exit!r}")
 
 
-def _resolve_gauge(
-    gauge: str | Path | Gauge | None, model: FaceViT, state_sha256: str, applies: bool
-) -> Gauge | None:
+def _resolve_gauge(gauge: str | Path | Gauge | None, model: FaceViT, applies: bool) -> Gauge | None:
+    """What was asked for, of the model's shape; whether it is the model's own is still to check."""
     if gauge is None:
         return None
     if not isinstance(gauge, (str, Path, Gauge)):
@@ -329,10 +345,7 @@ def _resolve_gauge(
         )
     if not isinstance(gauge, Gauge):
         gauge = load_gauge(gauge)
-    config = model.config
-    check_gauge(
-        gauge, model, config.depth, config.embed_dim, dataclasses.asdict(config), state_sha256
-    )
+    check_gauge_shape(gauge, model.config.depth, model.config.embed_dim)
     return gauge
 
 

@@ -63,7 +63,12 @@ def run_alone(work: Callable[[], T]) -> T:
 
     Not from within a worker: all of them could be waiting.
     """
-    return _submit(work, 1)[0].result()
+    return begin_alone(work).result()
+
+
+def begin_alone(work: Callable[[], T]) -> Future[T]:
+    """As :func:`run_alone`, without waiting yet."""
+    return _submit(work, 1)[0]
 
 
 def help_with(work: Callable[[], object], helpers: int) -> None:
@@ -73,6 +78,42 @@ def help_with(work: Callable[[], object], helpers: int) -> None:
     """
     if helpers > 0:
         _submit(work, helpers)
+
+
+def run_shared(task: Callable[[int], object], count: int) -> None:
+    """Call ``task(0) .. task(count - 1)`` here and on workers that happen to be idle.
+
+    Unlike :func:`run_all` also from within a worker: nobody is waited for that has not begun.
+    The first exception stops the rest and is raised here.
+    """
+    numbers = iter(range(count))
+    changed = threading.Condition()
+    running = 0
+    failed: list[BaseException] = []
+
+    def drain() -> None:
+        nonlocal running
+        while True:
+            with changed:
+                number = None if failed else next(numbers, None)
+                if number is None:
+                    return
+                running += 1
+            try:
+                task(number)
+            except BaseException as error:
+                failed.append(error)
+            finally:
+                with changed:
+                    running -= 1
+                    changed.notify_all()
+
+    help_with(drain, min(torch.get_num_threads(), count) - 1)
+    drain()
+    with changed:
+        changed.wait_for(lambda: running == 0)
+    if failed:
+        raise failed[0]
 
 
 def _submit(work: Callable[[], T], times: int) -> list[Future[T]]:

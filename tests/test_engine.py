@@ -23,7 +23,7 @@ from fiqa_fast.models.packed import PackedLinear, PackedPatchEmbed, can_pack, pa
 from fiqa_fast.models.patches import PatchProducts
 from fiqa_fast.models.vit import Linear, fused_attention, ieee_attention
 from fiqa_fast.quality.attn_fiqa import AttnFiqa
-from fiqa_fast.workers import run_all
+from fiqa_fast.workers import run_all, run_alone, run_shared
 
 
 def test_every_task_runs_once_and_alone(set_threads: Callable[[int], None]) -> None:
@@ -119,6 +119,35 @@ def test_float32_gate_restores_and_excludes() -> None:
         assert matmul.fp32_precision == "bf16"
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_shared_work_is_done_once_also_from_within_a_worker(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(50):
+            done: list[int] = []
+            run_alone(lambda done=done: run_shared(done.append, 20))
+            assert sorted(done) == list(range(20))
+        run_shared(done.append, 0)
+        assert len(done) == 20
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_first_error_stops_shared_work() -> None:
+    done: list[int] = []
+
+    def task(number: int) -> None:
+        if number == 3:
+            raise ValueError("three")
+        time.sleep(0.001)
+        done.append(number)
+
+    with pytest.raises(ValueError, match="three"):
+        run_shared(task, 10_000)
+    assert len(done) < 5000
 
 
 def test_float32_gate_is_fair_and_leaves_inherited_settings_inherited() -> None:

@@ -17,8 +17,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fiqa_fast import CheckpointError, FaceViT, ViTConfig, load_model
-from fiqa_fast.models.loading import _resolve
+from fiqa_fast import CheckpointError, FaceViT, Scorer, ViTConfig, load_model
+from fiqa_fast.models import state_dict_sha256
+from fiqa_fast.models.gauge import file_sha256
+from fiqa_fast.models.loading import _resolve, borrow_model
 from fiqa_fast.models.registry import ARCHITECTURES
 
 CONFIG = ViTConfig(patch_size=28, embed_dim=16, depth=2, num_heads=2, mlp_ratio=3, num_classes=8)
@@ -88,6 +90,53 @@ def test_safetensors_with_metadata(state: dict[str, torch.Tensor], tmp_path: Pat
     assert model.config.num_heads == 4
     assert model.blocks[0].attn.qkv.weight.dtype == torch.float32
     assert load_model(path, {"num_heads": 8}).config.num_heads == 8  # the caller's word counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_digests(
+    state: dict[str, torch.Tensor], tmp_path: Path, suffix: str, dtype: torch.dtype
+) -> None:
+    path = tmp_path / f"m.{suffix}"
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    state["feature.1.num_batches_tracked"] = torch.tensor(7)  # left out of the digest
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    for load in (load_model, borrow_model):
+        model = load(path, HEADS)
+        assert model.checkpoint_sha256 == file_sha256(path)
+        assert model.checkpoint_state_sha256 == state_dict_sha256(model)
+
+
+@pytest.mark.parametrize("engine", ["native", "eager"])
+def test_a_scorer_of_a_borrowed_model_keeps_nothing_of_it(
+    state: dict[str, torch.Tensor], tmp_path: Path, engine: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(state, path)
+    images = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
+    outputs = ("score", "patch_map", "embedding")
+    wanted = Scorer(load_model(path, HEADS), outputs=outputs, engine=engine)
+    model = borrow_model(path, HEADS)
+    scorer = Scorer(model, outputs=outputs, engine=engine)
+    assert scorer.describe() == wanted.describe()
+    for tensor in model.state_dict().values():  # the mapping is private: so not the file's
+        tensor.zero_()
+    before, after = wanted(images), scorer(images)
+    for name in outputs:
+        assert torch.equal(getattr(before, name), getattr(after, name))
+    assert torch.equal(load_model(path, HEADS).pos_embed, state["pos_embed"])
+
+
+def test_a_loaded_model_is_ones_own(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(state, path)
+    model = load_model(path, HEADS)
+    model.pos_embed.add_(1)
+    scorer = Scorer(model)
+    assert scorer.describe()["state_sha256"] != model.checkpoint_state_sha256
+    path.write_bytes(b"")  # a mapping of it would end the process
+    assert state_dict_sha256(model) == scorer.describe()["state_sha256"]
+    assert torch.equal(model.pos_embed, state["pos_embed"] + 1)
 
 
 def test_safetensors_under_another_name(state: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def network_of(model: FaceViT, level: str, format: str, max_images: int = 3) -> 
     before = _load.isa()
     _load.set_isa(level)
     try:
-        return _packed(model, format, max_images)
+        return _packed(model, model.config.depth, format, max_images, lambda block: block)
     finally:
         _load.set_isa(before)
 
@@ -411,6 +411,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
         "heads": 3,
         "hidden": 24,
         "relu6": True,
+        "depth": 1,
         "max_images": 2,
         "embedding": np.zeros((12, 192), np.float32),
         "positions": np.zeros((4, 12), np.float32),
@@ -438,7 +439,9 @@ def test_passes_that_do_not_fit_are_refused() -> None:
     network = Network(**arguments())
     x = np.zeros((16, network.stride), np.float32)
     pixels = np.zeros((2, 3, 16, 16), np.uint8)
-    with pytest.raises(ValueError, match="among the network's 0"):
+    with pytest.raises(ValueError, match="among the network's 1"):
+        Pass(network, 0, 2, 2, x)
+    with pytest.raises(ValueError, match="block 0 was not set"):
         Pass(network, 0, 1, 2, x)
     with pytest.raises(ValueError, match="images should be 1 to 2, got 3"):
         Pass(network, 0, 0, 3, x)

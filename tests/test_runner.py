@@ -298,7 +298,8 @@ def test_decoding_and_scoring_overlap() -> None:
     )
     elapsed = time.perf_counter() - start
     # Each alone takes 0.48 s or, on a busy machine, more.
-    assert summary.scoring_seconds > 0.45 and summary.decode_seconds > 0.45
+    assert summary.scoring_seconds > 0.45
+    assert summary.decode_seconds > 0.45
     assert elapsed < 0.85 * (summary.scoring_seconds + summary.decode_seconds)
 
 

@@ -9,16 +9,6 @@
 
 namespace fiqa_fast::FIQA_FAST_ISA {
 
-// Sixteen rows of 64 bytes, those from `count` on taken as zero, to a tile of columns.
-FIQA_FAST_INLINE void turn_tile(const char* rows, int64_t line, int64_t count, char* to) {
-  Vec square[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i)
-    square[i] = i < count ? load(reinterpret_cast<const float*>(rows + i * line)) : broadcast(0);
-  transpose(square);
-  for (int64_t i = 0; i < kLanes; ++i)
-    store(reinterpret_cast<float*>(to + i * kLineBytes), square[i]);
-}
-
 // Sixteen channels of up to kDepth rows to a tile whose columns are the channels; rows from `count`
 // on are zero.
 template <class Number>

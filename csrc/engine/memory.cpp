@@ -35,6 +35,7 @@ Memory::~Memory() { munmap(mapped_, length_); }
 
 char* Arena::take(int64_t bytes) {
   bytes = rounded_up(bytes, kCacheLine);
+  const std::lock_guard lock(mutex_);
   if (bytes > left_) {
     left_ = std::max(bytes, kSlab);
     taken_ = 0;

@@ -34,6 +34,7 @@ class Arena {
   char* take(int64_t bytes);
 
  private:
+  std::mutex mutex_;
   std::vector<std::unique_ptr<Memory>> slabs_;
   int64_t taken_ = 0, left_ = 0;  // bytes of the last slab
 };

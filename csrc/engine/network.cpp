@@ -11,13 +11,14 @@ int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / un
 
 }  // namespace
 
-Network::Network(const EngineShape& shape, const EngineFormat& format, int64_t images,
-                 const float* embedding, const float* positions)
+Network::Network(const EngineShape& shape, const EngineFormat& format, int64_t depth,
+                 int64_t images, const float* embedding, const float* positions)
     : shape_(shape),
       format_(format),
       images_(images),
       shared_(format.shared_bytes(shape, images)),
-      own_(format.own_bytes(shape, images)) {
+      own_(format.own_bytes(shape, images)),
+      blocks_(static_cast<size_t>(depth)) {
   std::vector<float> begin(static_cast<size_t>(shape.tokens() * shape.stride()));
   for (int64_t token = 0; token < shape.tokens(); ++token)
     std::copy_n(positions + token * shape.dim, shape.dim, begin.data() + token * shape.stride());
@@ -28,27 +29,36 @@ Network::Network(const EngineShape& shape, const EngineFormat& format, int64_t i
                 padded(begin.data(), count, count)};
 }
 
-void Network::add_block(const BlockTensors& tensors) {
+bool Network::has_block(int64_t number) const {
+  return blocks_[static_cast<size_t>(number)].fc2.weight != nullptr;
+}
+
+void Network::set_block(int64_t number, const BlockTensors& tensors) {
   const int64_t width = rounded_up(shape_.hidden, format_.depth);
   // Columns beyond the hidden channels are there, and give zeros: they are channels of fc2.
-  std::vector<float> fc1(static_cast<size_t>(width * shape_.dim));
-  std::copy_n(tensors.fc1.weight, shape_.hidden * shape_.dim, fc1.data());
+  const float* fc1 = tensors.fc1.weight;
+  std::vector<float> wide;
+  if (width > shape_.hidden) {
+    wide.resize(static_cast<size_t>(width * shape_.dim));
+    std::copy_n(fc1, shape_.hidden * shape_.dim, wide.data());
+    fc1 = wide.data();
+  }
   std::vector<float> sums(static_cast<size_t>(shape_.dim)), fc2_bias(sums.size());
   const char* fc2 = packed(format_.block, tensors.fc2.weight, shape_.dim, shape_.hidden, false,
                            &sums, format_.slice);
   const float shift = format_.hidden_shift(shape_);
   for (size_t i = 0; i < sums.size(); ++i)
     fc2_bias[i] = (tensors.fc2.bias == nullptr ? 0 : tensors.fc2.bias[i]) - shift * sums[i];
-  blocks_.push_back({
+  blocks_[static_cast<size_t>(number)] = {
       tensors.scale,
       norm(tensors.norm1),
       norm(tensors.norm2),
       qkv(tensors.qkv),
       proj(tensors.proj),
-      {packed(format_.block, fc1.data(), width, shape_.dim),
+      {packed(format_.block, fc1, width, shape_.dim),
        padded(tensors.fc1.bias, shape_.hidden, width)},
       {fc2, padded(fc2_bias.data(), shape_.dim, shape_.dim)},
-  });
+  };
 }
 
 EngineNorm Network::norm(const NormTensors& tensors) {
@@ -76,6 +86,8 @@ EngineLinear Network::qkv(const LinearTensors& tensors) {
 // Each head's channels padded to whole vectors.
 EngineLinear Network::proj(const LinearTensors& tensors) {
   const int64_t dim = shape_.dim, head_dim = shape_.head_dim(), width = rounded_up(head_dim, 16);
+  if (width == head_dim)
+    return {packed(format_.block, tensors.weight, dim, dim), padded(tensors.bias, dim, dim)};
   std::vector<float> weight(static_cast<size_t>(dim * shape_.heads * width));
   for (int64_t row = 0; row < dim; ++row)
     for (int64_t head = 0; head < shape_.heads; ++head)

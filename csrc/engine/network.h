@@ -3,6 +3,7 @@
 // taken once and used again.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -32,9 +33,11 @@ class Network {
  public:
   // `images`: the most that one pass may have. The stream begins at positions [tokens, dim], the
   // biases and prefix tokens included, plus the product of embedding [dim, 3 P^2] with the patches.
-  Network(const EngineShape& shape, const EngineFormat& format, int64_t images,
+  Network(const EngineShape& shape, const EngineFormat& format, int64_t depth, int64_t images,
           const float* embedding, const float* positions);
-  void add_block(const BlockTensors& tensors);
+  // Once for each, before the first pass that needs it; different ones from any threads.
+  void set_block(int64_t number, const BlockTensors& tensors);
+  bool has_block(int64_t number) const;
 
   const EngineShape& shape() const { return shape_; }
   int64_t max_images() const { return images_; }
@@ -59,7 +62,7 @@ class Network {
   const int64_t images_;
   MemoryPool shared_, own_;
   Arena weights_;
-  int64_t weight_bytes_ = 0;
+  std::atomic<int64_t> weight_bytes_ = 0;
   std::vector<EngineBlock> blocks_;
   EngineLinear embedding_;
 };

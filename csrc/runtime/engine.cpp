@@ -58,24 +58,28 @@ const EngineFormat& format_of(const EngineKernels& kernels, const std::string& n
 std::unique_ptr<Network> make_network(const std::string& level, const std::string& format,
                                       int64_t image_size, int64_t patch_size, int64_t prefix,
                                       int64_t dim, int64_t heads, int64_t hidden, bool relu6,
-                                      int64_t max_images, const Floats& embedding,
+                                      int64_t depth, int64_t max_images, const Floats& embedding,
                                       const Floats& positions) {
   const EngineKernels& kernels = kernels_of(level);
   const EngineShape shape{image_size, patch_size, prefix, dim, heads, hidden, relu6};
   if (patch_size < 1 || image_size < patch_size || prefix < 0 || dim < 1 || heads < 1 ||
-      dim % heads != 0 || hidden < 1 || max_images < 1)
+      dim % heads != 0 || hidden < 1 || depth < 0 || max_images < 1)
     throw py::value_error("the network's sizes are out of range, or do not fit together");
   const float* weight = checked(embedding, "embedding", {dim, shape.patch_pixels()});
   const float* begin = checked(positions, "positions", {shape.tokens(), dim});
   const py::gil_scoped_release release;
-  return std::make_unique<Network>(shape, format_of(kernels, format), max_images, weight, begin);
+  return std::make_unique<Network>(shape, format_of(kernels, format), depth, max_images, weight,
+                                   begin);
 }
 
 using Norm = std::tuple<Floats, Floats, float>;
 using Linear = std::pair<Floats, std::optional<Floats>>;
 
-void add_block(Network& network, float scale, const Norm& norm1, const Linear& qkv,
+void set_block(Network& network, int64_t number, float scale, const Norm& norm1, const Linear& qkv,
                const Linear& proj, const Norm& norm2, const Linear& fc1, const Linear& fc2) {
+  if (number < 0 || number >= network.depth() || network.has_block(number))
+    throw py::value_error("number should be that of a block to come, below " +
+                          std::to_string(network.depth()) + ", got " + std::to_string(number));
   const EngineShape& shape = network.shape();
   const int64_t dim = shape.dim, hidden = shape.hidden;
   const auto norm = [&](const Norm& given) {
@@ -95,7 +99,7 @@ void add_block(Network& network, float scale, const Norm& norm1, const Linear& q
                              linear(fc1, "fc1", hidden, dim),
                              linear(fc2, "fc2", dim, hidden)};
   const py::gil_scoped_release release;
-  network.add_block(tensors);
+  network.set_block(number, tensors);
 }
 
 std::unique_ptr<Pass> make_pass(Network& network, int64_t first, int64_t last, int64_t images,
@@ -104,6 +108,9 @@ std::unique_ptr<Pass> make_pass(Network& network, int64_t first, int64_t last, i
   if (first < 0 || last < first || last > network.depth())
     throw py::value_error("blocks first to last should be among the network's " +
                           std::to_string(network.depth()));
+  for (int64_t number = first; number < last; ++number)
+    if (!network.has_block(number))
+      throw py::value_error("block " + std::to_string(number) + " was not set");
   if (images < 1 || images > network.max_images())
     throw py::value_error("images should be 1 to " + std::to_string(network.max_images()) +
                           ", got " + std::to_string(images));
@@ -137,10 +144,11 @@ void bind_engine(py::module_& m) {
   py::class_<Network>(m, "Network", "A vision transformer's blocks, packed for one level.")
       .def(py::init(&make_network), py::kw_only(), py::arg("level"), py::arg("format"),
            py::arg("image_size"), py::arg("patch_size"), py::arg("prefix"), py::arg("dim"),
-           py::arg("heads"), py::arg("hidden"), py::arg("relu6"), py::arg("max_images"),
-           py::arg("embedding"), py::arg("positions"))
-      .def("add_block", &add_block, py::kw_only(), py::arg("scale"), py::arg("norm1"),
-           py::arg("qkv"), py::arg("proj"), py::arg("norm2"), py::arg("fc1"), py::arg("fc2"))
+           py::arg("heads"), py::arg("hidden"), py::arg("relu6"), py::arg("depth"),
+           py::arg("max_images"), py::arg("embedding"), py::arg("positions"))
+      .def("set_block", &set_block, py::arg("number"), py::kw_only(), py::arg("scale"),
+           py::arg("norm1"), py::arg("qkv"), py::arg("proj"), py::arg("norm2"), py::arg("fc1"),
+           py::arg("fc2"))
       .def_property_readonly("stride", [](const Network& n) { return n.shape().stride(); })
       .def_property_readonly("depth", &Network::depth)
       .def_property_readonly("weight_bytes", &Network::weight_bytes)

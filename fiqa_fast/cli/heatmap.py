@@ -178,7 +178,8 @@ def command(
 
     output, tile_scores = _PER[per]
     wanted = [name for name in ("score", output, tile_scores) if name is not None]
-    scorer, size = make_scorer(load(model, architecture), wanted, exit_block, threads, options)
+    weights = load(model, architecture, borrow=True)
+    scorer, size = make_scorer(weights, wanted, exit_block, threads, options)
     tiles = _tile_names(per, scorer.config)
     count = exact_total(sources)
     count = count if limit is None else min(count, limit)

@@ -350,11 +350,12 @@ def parse_architecture(text: str | None) -> str | dict[str, Any] | None:
     return architecture
 
 
-def load(model: str, architecture: str | None) -> FaceViT:
-    """Load the model that the options name."""
-    import fiqa_fast
+def load(model: str, architecture: str | None, borrow: bool = False) -> FaceViT:
+    """Load the model that the options name; borrowed, where all that is wanted is a scorer."""
+    from fiqa_fast.models.loading import borrow_model, load_model
 
-    return fiqa_fast.load_model(model, architecture=parse_architecture(architecture))
+    how = borrow_model if borrow else load_model
+    return how(model, architecture=parse_architecture(architecture))
 
 
 def quiet_pillow() -> None:

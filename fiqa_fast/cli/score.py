@@ -131,7 +131,7 @@ def command(
 
     worker = Worker.here()
     threads, workers = place(options, threads, workers, processes, worker)
-    weights = load(model, architecture)
+    weights = load(model, architecture, borrow=True)
     # On a cluster, the scorer made here only says what the scores are.
     here = {**options, "device": "cpu"} if engine == "ray" else options
     scorer, size = make_scorer(weights, names, exit_block, threads, here)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..models.packed import can_pack, pack
 from ..models.patches import PatchProducts
-from ..models.vit import Attention, ieee_attention
+from ..models.vit import Attention, FaceViT, ieee_attention
 from ..quality.method import Norm, Tap, Values
-from .engine import Engine, Observed, first
+from .engine import Engine, Observed, first, prepared
 
 # Images per group on a GPU: the batch that the command line and the Ray pipeline hand over unless
 # told otherwise, so that nothing is padded there. Not chosen by measurement: benchmarks/gpu.py
@@ -95,7 +95,8 @@ class EagerEngine(Engine):
         on_cpu = self.device.type == "cpu"
         return cpu_group(self.vit.config.num_tokens) if on_cpu else GPU_GROUP
 
-    def build(self) -> None:
+    def build(self, vit: FaceViT) -> None:
+        self.vit = prepared(vit, self.last_stage, self.device, self.dtype)
         method, dtype, on_cpu = self.method, self.dtype, self.device.type == "cpu"
         self.group = self.images_per_group()
         blocks = self.vit.blocks[: self.last_stage]

@@ -14,7 +14,8 @@ import copy
 import dataclasses
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from ..models.rows import EmbeddingHead
 from ..models.vit import FaceViT
 from ..quality.method import QualityMethod, Values
 from ..workers import run_all
+
+Part = TypeVar("Part", bound=nn.Module)
 
 # Images whose rows are kept at a time: for an embedding, all of an image's tokens.
 SLICE = 256
@@ -49,7 +52,7 @@ class Engine(abc.ABC):
     """Runs ``vit`` for ``method``; with ``embedding`` also the whole model's embedding.
 
     Only the blocks that the method's stages (or the embedding) need are computed: ``last_stage``.
-    ``vit`` is a copy of those, see :func:`prepared`.
+    What the caller does to the model later does not reach an engine.
     """
 
     name: str
@@ -68,15 +71,12 @@ class Engine(abc.ABC):
         self.method, self.device, self.dtype = method, device, dtype
         self.head = EmbeddingHead(vit, device, floating(dtype, device)) if embedding else None
         self.last_stage = vit.config.depth if embedding else max(method.stages)
-        self.vit = prepared(vit, self.last_stage, device, dtype)
         self.float32_precision = float32_precision
-        if device.type == "cuda":  # laid out on this thread's stream, and read on others
-            torch.cuda.current_stream(device).synchronize()
-        self.build()
+        self.build(vit)
 
     @abc.abstractmethod
-    def build(self) -> None:
-        """Make of ``self.vit`` what runs; the last step of construction."""
+    def build(self, vit: FaceViT) -> None:
+        """Make of the caller's model what runs; the last step of construction."""
 
     def run(self, images: Tensor) -> Values:
         """uint8 RGB [B, 3, S, S], or normalised float32, to results by output name, on the CPU."""
@@ -158,17 +158,31 @@ def _joined(parts: list[Values]) -> Values:
 
 
 def prepared(vit: FaceViT, blocks: int, device: torch.device, dtype: torch.dtype) -> FaceViT:
-    """The parts that will run, in evaluation mode on ``device``, linear layers in ``dtype`` if
-    that is a floating one.
+    """The parts that will run, as :func:`prepared_part` makes them.
 
-    A copy: neither the caller's later training nor its ``.half()`` reaches a scorer. The memo
-    keeps deepcopy from the rest, which can be most of the weights.
+    The memo keeps deepcopy from the rest, which can be most of the weights.
     """
     used = set(vit.blocks[:blocks])  # a caller may have put one block in two places
     idle: list[nn.Module] = [block for block in vit.blocks[blocks:] if block not in used]
     idle += [vit.norm, vit.feature]
     memo: dict[int, object] = {id(part): nn.Identity() for part in idle}
-    prepared = copy.deepcopy(vit, memo).to(device, torch.float32).eval().requires_grad_(False)
+    prepared = prepared_part(vit, device, dtype, memo)
+    if device.type == "cuda":  # laid out on this thread's stream, and read on others
+        torch.cuda.current_stream(device).synchronize()
+    return prepared
+
+
+def prepared_part(
+    part: Part,
+    device: torch.device,
+    dtype: torch.dtype,
+    memo: Mapping[int, object] | None = None,
+) -> Part:
+    """A copy in evaluation mode on ``device``, linear layers in ``dtype`` if that is a floating
+    one: neither the caller's later training nor its ``.half()`` reaches a scorer."""
+    prepared = (
+        copy.deepcopy(part, dict(memo or {})).to(device, torch.float32).eval().requires_grad_(False)
+    )
     drop_key_biases(prepared)
     if dtype.is_floating_point:
         cast_linear(prepared, dtype)

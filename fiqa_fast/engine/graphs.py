@@ -59,8 +59,8 @@ class GraphEngine(EagerEngine):
     def images_per_group(self) -> int:
         return self.wanted_group
 
-    def build(self) -> None:
-        super().build()
+    def build(self, vit: FaceViT) -> None:
+        super().build(vit)
         side = self.vit.config.img_size
         # The settings count where kernels are chosen, which a replay does not do.
         with float32_arithmetic(FLOAT32_PRECISIONS[self.float32_precision], self.device.type):

@@ -11,7 +11,7 @@ quality method computes are float32, and the patch embedding is, or nearly (16 b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from .. import _load
 from .._runtime import Network, Pass
-from ..models.vit import Attention, FaceViT, Linear, Mlp
+from ..models.vit import Attention, Block, FaceViT, Linear, Mlp
 from ..quality.method import Values
-from ..workers import help_with
-from .engine import Engine, Observed
+from ..workers import help_with, run_shared
+from .engine import Engine, Observed, prepared_part
 
 FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 # Tokens per pass: enough rows for every panel of weights that is fetched, few enough that what lies
@@ -59,17 +59,21 @@ class NativeEngine(Engine):
 
     name = "native"
 
-    def build(self) -> None:
-        config, format = self.vit.config, FORMATS[self.dtype]
-        if format == "float32" and self.float32_precision == "high":
-            format = "high"
-        self.tokens, self.width = config.num_tokens, config.embed_dim
+    def build(self, vit: FaceViT) -> None:
+        self.tokens, self.width = vit.config.num_tokens, vit.config.embed_dim
         self.max_images = max(1, PASS_TOKENS // self.tokens)
-        self.network = _packed(self.vit, format, self.max_images)
-        del self.vit  # the network has its own
+        high = self.dtype == torch.float32 and self.float32_precision == "high"
+        format = "high" if high else FORMATS[self.dtype]
+        self.network = _packed(vit, self.last_stage, format, self.max_images, self._block)
         # Between its stages the stream is all there is; memory for it goes round.
         self.streams: deque[Stream] = deque()
         self.stops = sorted(self.method.stages | {self.last_stage})
+
+    def _block(self, block: Block) -> Block:
+        # Weights are packed from where they lie: uncopied, and not written to.
+        layers = [part for part in block.modules() if isinstance(part, Linear)]
+        lent = {id(layer.weight): nn.Parameter(layer.weight.detach()) for layer in layers}
+        return prepared_part(block, self.device, self.dtype, lent)
 
     def split(self, images: Tensor) -> Sequence[Tensor]:
         count = -(-len(images) // self.max_images)
@@ -108,15 +112,18 @@ class Stream:
         self.images = memory[: images * tokens, :width].unflatten(0, (images, tokens))
 
 
-def _packed(vit: FaceViT, format: str, max_images: int) -> Network:
+def _packed(
+    vit: FaceViT, depth: int, format: str, max_images: int, prepared: Callable[[Block], Block]
+) -> Network:
+    """The first ``depth`` blocks, each as ``prepared`` makes it, and what is before them."""
     config = vit.config
     embedding = vit.patch_embed.proj
-    begin = vit.pos_embed[0].clone()
+    begin = vit.pos_embed.detach()[0].to(torch.float32, copy=True)
     prefix = config.num_prefix_tokens
     if prefix:
-        begin[:prefix] += vit.qs_token[0]
+        begin[:prefix] += vit.qs_token.detach()[0]
     if embedding.bias is not None:
-        begin[prefix:] += embedding.bias
+        begin[prefix:] += embedding.bias.detach()
     network = Network(
         level=_load.isa(),
         format=format,
@@ -127,28 +134,31 @@ def _packed(vit: FaceViT, format: str, max_images: int) -> Network:
         heads=config.num_heads,
         hidden=config.hidden_dim,
         relu6=config.activation == "relu6",
+        depth=depth,
         max_images=max_images,
         embedding=_array(embedding.weight.flatten(1)),
         positions=_array(begin),
     )
-    for block in vit.blocks:
-        if isinstance(block, nn.Identity):  # one that is not needed
-            break
-        attention, mlp = block.attn, block.mlp
-        network.add_block(
-            scale=attention.scale,
-            norm1=_norm(block.norm1),
-            qkv=_linear(attention.qkv),
-            proj=_linear(attention.proj),
-            norm2=_norm(block.norm2),
-            fc1=_linear(mlp.fc1),
-            fc2=_linear(mlp.fc2),
-        )
+    run_shared(lambda n: _set_block(network, n, prepared(vit.blocks[n])), depth)
     return network
 
 
+def _set_block(network: Network, number: int, block: Block) -> None:
+    attention, mlp = block.attn, block.mlp
+    network.set_block(
+        number,
+        scale=attention.scale,
+        norm1=_norm(block.norm1),
+        qkv=_linear(attention.qkv),
+        proj=_linear(attention.proj),
+        norm2=_norm(block.norm2),
+        fc1=_linear(mlp.fc1),
+        fc2=_linear(mlp.fc2),
+    )
+
+
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    return tensor.detach().float().contiguous().numpy()
+    return tensor.detach().cpu().float().contiguous().numpy()
 
 
 def _norm(norm: nn.LayerNorm) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], float]:

@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,15 @@ def _in_order(file: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + file[8 + length :]
 
 
+def check_gauge_shape(gauge: Gauge, depth: int, width: int) -> None:
+    """What can be told of :func:`check_gauge` before a model's digest is known."""
+    if list(gauge.query_weight.shape) != [depth, width]:
+        raise CheckpointError(
+            f"gauge {gauge.source}".strip() + f": wanted query_weight [{depth}, {width}] for this "
+            f"model, got {list(gauge.query_weight.shape)}: it belongs to another model"
+        )
+
+
 def check_gauge(
     gauge: Gauge,
     model: nn.Module,
@@ -207,12 +216,8 @@ def check_gauge(
         CheckpointError: other shapes, another file, weights changed since they were loaded, or
             loaded with another architecture than the file's own.
     """
+    check_gauge_shape(gauge, depth, width)
     where = f"gauge {gauge.source}".strip()
-    if list(gauge.query_weight.shape) != [depth, width]:
-        raise CheckpointError(
-            f"{where}: wanted query_weight [{depth}, {width}] for this model, got "
-            f"{list(gauge.query_weight.shape)}: it belongs to another model"
-        )
     state = state_sha256 or state_dict_sha256(model)
     by_file = gauge.hash == "file"
     actual = getattr(model, "checkpoint_sha256", None) if by_file else state
@@ -253,10 +258,15 @@ def file_sha256(path: str | Path) -> str:
 
 def state_dict_sha256(module: nn.Module) -> str:
     """SHA-256 of a module's state: sorted names, dtypes, shapes, contiguous little-endian bytes."""
+    return tensors_sha256(sorted(module.state_dict().items()))
+
+
+def tensors_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
+    """:func:`state_dict_sha256` of tensors that come one by one, in the order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in named:
         value = tensor.detach().cpu().contiguous()
         dtype = str(value.dtype).removeprefix("torch.")
         digest.update(f"{name} {dtype} {list(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..workers import run_alone
+from ..workers import begin_alone, run_alone, run_shared
 from .checkpoint import LANDMARK, read_checkpoint
 from .config import ViTConfig
-from .gauge import file_sha256, state_dict_sha256
+from .gauge import file_sha256, tensors_sha256
 from .registry import ARCHITECTURES, fingerprint
 from .vit import FaceViT
 
@@ -53,15 +53,45 @@ def load_model(path: str | Path, architecture: Architecture | None = None) -> Fa
         CheckpointError: the file is unreadable, is not a face ViT, does not fit the architecture
             key by key, or leaves the number of heads open.
     """
+    return _loaded(path, architecture, borrow=False)
+
+
+def borrow_model(path: str | Path, architecture: Architecture | None = None) -> FaceViT:
+    """As :func:`load_model`, for one who makes a scorer of it at once and nothing else.
+
+    Its tensors may lie in the file itself: nobody may write to them, and they are not to be kept.
+    So most of a large model is never copied, and a scorer need not look whether it was changed.
+    """
+    return _loaded(path, architecture, borrow=True)
+
+
+def _loaded(path: str | Path, architecture: Architecture | None, borrow: bool) -> FaceViT:
     if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
         raise CheckpointError(f"path must be 'starter' or a file's path, got {path!r}")
     source = STARTER if str(path) == "starter" else Path(path)
     given = _given(architecture)
-    return run_alone(lambda: _load(source, given))
+    state, metadata = run_alone(lambda: read_checkpoint(source))
+    # The digests of what was read are found while the model is filled with it.
+    file_digest = begin_alone(lambda: file_sha256(source))
+    config, own_config = run_alone(lambda: _configs(source, given, state, metadata))
+    with torch.device("meta"):
+        model = FaceViT(config)
+    wanted = sorted(model.state_dict().items())
+    state_digest = begin_alone(
+        lambda: tensors_sha256((name, _values(t, state.get(name))) for name, t in wanted)
+    )
+    run_alone(lambda: _fill(source, model, state, borrow))
+    model.checkpoint_borrowed = borrow
+    model.checkpoint_path, model.checkpoint_config = source, own_config
+    model.checkpoint_sha256 = file_digest.result()
+    model.checkpoint_state_sha256 = state_digest.result()
+    return model
 
 
-def _load(source: Path, given: dict[str, Any]) -> FaceViT:
-    state, metadata = read_checkpoint(source)
+def _configs(
+    source: Path, given: dict[str, Any], state: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[ViTConfig, ViTConfig]:
+    """What is wanted, and what the file says of itself."""
     described = _from_metadata(source, metadata)
     try:
         config = _resolve(source, state, {**described, **given})
@@ -69,15 +99,10 @@ def _load(source: Path, given: dict[str, Any]) -> FaceViT:
         raise
     except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{source}: {error}") from None
-    model = _fill(source, config, state)
-    model.checkpoint_path = source
-    model.checkpoint_sha256 = file_sha256(source)
-    model.checkpoint_state_sha256 = state_dict_sha256(model)
     try:
-        model.checkpoint_config = _resolve(source, state, described) if given else config
+        return config, _resolve(source, state, described) if given else config
     except ValueError:  # the file leaves something open, which the caller had to say
-        model.checkpoint_config = config
-    return model
+        return config, config
 
 
 def _given(architecture: Architecture | None) -> dict[str, Any]:
@@ -223,22 +248,40 @@ def _registered_heads(path: Path, config: ViTConfig) -> int:
     )
 
 
-def _fill(path: Path, config: ViTConfig, state: Mapping[str, Tensor]) -> FaceViT:
-    with torch.device("meta"):
-        model = FaceViT(config)
-    filled: dict[str, Tensor] = {}
-    for name, wanted in model.state_dict().items():
+def _values(wanted: Tensor, value: Tensor | None) -> Tensor:
+    """A tensor of the file as the model has it, uncopied where that is the same."""
+    if value is None or not wanted.is_floating_point():  # a count of training's batches
+        return torch.zeros(wanted.shape, dtype=wanted.dtype)
+    return value.detach().to(torch.float32).contiguous()
+
+
+def _fill(path: Path, model: FaceViT, state: Mapping[str, Tensor], borrow: bool) -> None:
+    wanted = model.state_dict()
+    filled = dict(wanted)
+    names = sorted(wanted, key=lambda name: -wanted[name].numel())
+
+    def fill(number: int) -> None:
+        name = names[number]
         value = state.get(name)
-        if not wanted.is_floating_point():
-            filled[name] = torch.zeros(wanted.shape, dtype=wanted.dtype)
-        elif value is None or not value.is_floating_point():
+        if wanted[name].is_floating_point() and (value is None or not value.is_floating_point()):
             got = "nothing" if value is None else str(value.dtype)
             raise CheckpointError(f"{path}: {name} must hold floating-point values, got {got}")
-        else:
-            filled[name] = value.detach().to(torch.float32, copy=True).contiguous()
-            if not filled[name].isfinite().all():
-                raise CheckpointError(f"{path}: {name} holds NaN or infinite values: damaged")
-            if name.endswith("running_var") and (filled[name] < 0).any():
-                raise CheckpointError(f"{path}: {name} holds negative variances: damaged")
+        values = _values(wanted[name], value)
+        in_file = value is not None and values.data_ptr() == value.data_ptr()
+        if in_file and not (borrow and values.data_ptr() % values.element_size() == 0):
+            values = values.clone()
+        if values.is_floating_point() and values.numel() > 0:
+            _check_values(path, name, values)
+        filled[name] = values
+
+    run_shared(fill, len(names))
     model.load_state_dict(filled, strict=True, assign=True)
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+
+
+def _check_values(path: Path, name: str, values: Tensor) -> None:
+    least, largest = values.aminmax()  # a NaN is both
+    if not (least.isfinite() and largest.isfinite()):
+        raise CheckpointError(f"{path}: {name} holds NaN or infinite values: damaged")
+    if name.endswith("running_var") and least < 0:
+        raise CheckpointError(f"{path}: {name} holds negative variances: damaged")

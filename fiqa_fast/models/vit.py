@@ -119,6 +119,7 @@ class FaceViT(nn.Module):
         self.checkpoint_sha256: str | None = None
         self.checkpoint_state_sha256: str | None = None
         self.checkpoint_config: ViTConfig | None = None
+        self.checkpoint_borrowed = False  # its tensors may lie in the file, and are as loaded
         self.patch_embed = PatchEmbed(config)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, dim))
         blocks = nn.ModuleList(Block(config) for _ in range(config.depth))

@@ -38,17 +38,19 @@ class Transformer {
 
   // Packed for passes of up to so many images.
   std::unique_ptr<Network> packed(const EngineFormat& format, int64_t images) const {
-    auto network =
-        std::make_unique<Network>(shape_, format, images, embedding_.data(), positions_.data());
+    auto network = std::make_unique<Network>(shape_, format, depth(), images, embedding_.data(),
+                                             positions_.data());
     const auto norm = [](const Layer& of) {
       return NormTensors{of.weight.data(), of.bias.data(), kEps};
     };
     const auto layer = [](const Layer& of) {
       return LinearTensors{of.weight.data(), of.bias.empty() ? nullptr : of.bias.data()};
     };
-    for (const Block& b : blocks_)
-      network->add_block({scale(), norm(b.norm1), norm(b.norm2), layer(b.qkv), layer(b.proj),
-                          layer(b.fc1), layer(b.fc2)});
+    for (int64_t i = 0; i < depth(); ++i) {
+      const Block& b = blocks_[static_cast<size_t>(i)];
+      network->set_block(i, {scale(), norm(b.norm1), norm(b.norm2), layer(b.qkv), layer(b.proj),
+                             layer(b.fc1), layer(b.fc2)});
+    }
     return network;
   }
 
