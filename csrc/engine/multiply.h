@@ -160,7 +160,8 @@ static __attribute__((noinline)) void multiply_rows(const char* rows, const char
   for (int64_t step = 0; step < step_count; ++step, rows += kTileBytes, columns += kTileBytes) {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) __builtin_prefetch(rows + ahead + r * kLineBytes);
-// Fewer at a time leave the processor's front end short of instructions, by what else it holds.
+// One at a time was 0.75 to 0.95 times as fast (an EPYC with AVX2, in the first cache), eight at a
+// time no faster than four.
 #pragma GCC unroll 4
     for (int64_t word = 0; word < kSide; ++word) {
       L lines[kTiles];

@@ -8,7 +8,7 @@ import re
 import stat
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..workers import run_shared
 
 # The dicts within dicts that training scripts write, and the key by which a ViT is known.
 NESTINGS = ("state_dict", "model", "state_dict_backbone")
@@ -68,9 +69,10 @@ def _read_file(path: Path) -> tuple[Mapping[Any, Any], dict[str, str]]:
         raise CheckpointError(f"{path}: is a Git LFS pointer, not the weights; run `git lfs pull`")
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return _read_safetensors(path)
-    if zipfile.is_zipfile(path):
+    archive = zipfile.is_zipfile(path)
+    if archive:
         _check_zip(path, size)
-    return _read_torch(path), {}
+    return _read_torch(path, mapped=archive), {}
 
 
 def _check_zip(path: Path, size: int) -> None:
@@ -86,13 +88,29 @@ def _check_zip(path: Path, size: int) -> None:
                 )
             if any(e.filename.endswith("constants.pkl") for e in entries):
                 raise CheckpointError(f"{path}: a TorchScript archive; save the state_dict instead")
-            damaged = archive.testzip()
+            damaged = _damaged(archive, entries)
     except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: truncated or damaged ({_first_line(error)})") from None
-    if damaged is not None:
+    if damaged:
         raise CheckpointError(
-            f"{path}: damaged: the checksum of {damaged} is wrong; download or copy it again"
+            f"{path}: damaged: the checksum of {damaged[0]} is wrong; download or copy it again"
         )
+
+
+def _damaged(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo]) -> list[str]:
+    """Entries whose bytes are not those of their checksums, which torch does not look at."""
+    damaged: list[str] = []
+
+    def check(number: int) -> None:
+        try:
+            with archive.open(entries[number]) as file:
+                while file.read(1 << 20):
+                    pass
+        except zipfile.BadZipFile:
+            damaged.append(entries[number].filename)
+
+    run_shared(check, len(entries))
+    return damaged
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -106,11 +124,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from None
 
 
-def _read_torch(path: Path) -> Mapping[Any, Any]:
+def _read_torch(path: Path, mapped: bool) -> Mapping[Any, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about how the file was pickled
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a plain checkpoint: it holds pickled code or objects, or is no "
