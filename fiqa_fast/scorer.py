@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,8 +176,11 @@ class Scorer:
         self.gauge = _resolve_gauge(gauge, model, self._has_a_mean_over_heads())
         # On workers, as all torch work here: see fiqa_fast.workers.
         digest = begin_alone(lambda: _state_sha256(model))
-        self._engine = run_alone(lambda: self._build(model, engine))
-        self._state_sha256 = digest.result()
+        try:
+            self._engine = run_alone(lambda: self._build(model, engine))
+            self._state_sha256 = digest.result()
+        finally:
+            wait([digest])  # the caller may do as it likes with the model
         if self.gauge is not None:
             facts = dataclasses.asdict(self.config)
             depth, dim = self.config.depth, self.config.embed_dim

@@ -22,6 +22,8 @@ T = TypeVar("T")
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _size = 0
+# In a worker: the number of threads that are wanted where its work was handed over.
+_asked = threading.local()
 
 
 def run_all(task: Callable[[int], None], count: int) -> None:
@@ -30,9 +32,38 @@ def run_all(task: Callable[[int], None], count: int) -> None:
     Returns when all are done. The first exception stops the rest and is raised here; so does an
     interrupt of the caller.
     """
-    workers = min(torch.get_num_threads(), count)
+    workers = min(_threads(), count)
     if workers == 0:
         return
+    drain, stop = _draining(task, count)
+    futures = _submit(drain, workers)
+    try:
+        for future in futures:
+            future.result()
+    finally:
+        stop.set()
+        wait(futures)
+
+
+def run_shared(task: Callable[[int], object], count: int) -> None:
+    """As :func:`run_all`, from within a worker: that one calls ``task`` itself, and those do that
+    happen to be idle. Nobody is waited for that has not begun."""
+    drain, stop = _draining(task, count)
+    helpers = _submit(drain, max(0, min(_threads(), count) - 1))
+    try:
+        drain()
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+    finally:
+        stop.set()
+        wait([helper for helper in helpers if not helper.cancel()])
+
+
+def _draining(
+    task: Callable[[int], object], count: int
+) -> tuple[Callable[[], None], threading.Event]:
+    """What calls ``task`` with numbers that nobody else took, and what stops it."""
     numbers = iter(range(count))
     take = threading.Lock()
     stop = threading.Event()
@@ -49,13 +80,7 @@ def run_all(task: Callable[[int], None], count: int) -> None:
             stop.set()
             raise
 
-    futures = _submit(drain, workers)
-    try:
-        for future in futures:
-            future.result()
-    finally:
-        stop.set()
-        wait(futures)
+    return drain, stop
 
 
 def run_alone(work: Callable[[], T]) -> T:
@@ -80,51 +105,26 @@ def help_with(work: Callable[[], object], helpers: int) -> None:
         _submit(work, helpers)
 
 
-def run_shared(task: Callable[[int], object], count: int) -> None:
-    """Call ``task(0) .. task(count - 1)`` here and on workers that happen to be idle.
-
-    Unlike :func:`run_all` also from within a worker: nobody is waited for that has not begun.
-    The first exception stops the rest and is raised here.
-    """
-    numbers = iter(range(count))
-    changed = threading.Condition()
-    running = 0
-    failed: list[BaseException] = []
-
-    def drain() -> None:
-        nonlocal running
-        while True:
-            with changed:
-                number = None if failed else next(numbers, None)
-                if number is None:
-                    return
-                running += 1
-            try:
-                task(number)
-            except BaseException as error:
-                failed.append(error)
-            finally:
-                with changed:
-                    running -= 1
-                    changed.notify_all()
-
-    help_with(drain, min(torch.get_num_threads(), count) - 1)
-    drain()
-    with changed:
-        changed.wait_for(lambda: running == 0)
-    if failed:
-        raise failed[0]
+def _threads() -> int:
+    """``torch.get_num_threads()`` as the thread has it that is not a worker."""
+    return getattr(_asked, "threads", None) or torch.get_num_threads()
 
 
 def _submit(work: Callable[[], T], times: int) -> list[Future[T]]:
     global _pool, _size
+    threads = _threads()
+
+    def told() -> T:
+        _asked.threads = threads
+        return work()
+
     with _lock:  # held while submitting, so that no pool is put away in between
-        wanted = max(times, torch.get_num_threads())
+        wanted = max(times, threads)
         if _pool is None or _size < wanted:
             outgrown, _pool, _size = _pool, _start(wanted), wanted
             if outgrown is not None:
                 outgrown.shutdown(wait=False)  # its running work finishes
-        return [_pool.submit(work) for _ in range(times)]
+        return [_pool.submit(told) for _ in range(times)]
 
 
 def _start(workers: int) -> ThreadPoolExecutor:

@@ -7,7 +7,7 @@ import copy
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from fiqa_fast.models.packed import PackedLinear, PackedPatchEmbed, can_pack, pa
 from fiqa_fast.models.patches import PatchProducts
 from fiqa_fast.models.vit import Linear, fused_attention, ieee_attention
 from fiqa_fast.quality.attn_fiqa import AttnFiqa
-from fiqa_fast.workers import run_all, run_alone, run_shared
+from fiqa_fast.workers import begin_alone, run_all, run_alone, run_shared
 
 
 def test_every_task_runs_once_and_alone(set_threads: Callable[[int], None]) -> None:
@@ -121,22 +121,42 @@ def test_float32_gate_restores_and_excludes() -> None:
         matmul.fp32_precision = before
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_shared_work_is_done_once_also_from_within_a_worker(threads: int) -> None:
+@pytest.fixture
+def three_threads() -> Iterator[None]:
     before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_shared_work_is_done_once(three_threads: None, threads: int) -> None:
     torch.set_num_threads(threads)
-    try:
-        for _ in range(50):
+    for count in (0, 1, 20):
+        for _ in range(20):
             done: list[int] = []
-            run_alone(lambda done=done: run_shared(done.append, 20))
-            assert sorted(done) == list(range(20))
-        run_shared(done.append, 0)
-        assert len(done) == 20
+            run_alone(lambda done=done, count=count: run_shared(done.append, count))
+            assert sorted(done) == list(range(count))
+
+
+def test_idle_workers_share_and_busy_ones_are_not_waited_for(three_threads: None) -> None:
+    together = threading.Barrier(3)
+    run_alone(lambda: run_shared(lambda _: together.wait(60), 3))
+    busy = threading.Event()
+    try:
+        others = [begin_alone(lambda: busy.wait(60)) for _ in range(2)]
+        names: set[str] = set()
+        shared = run_alone(
+            lambda: run_shared(lambda _: names.add(threading.current_thread().name), 100)
+        )
+        assert shared is None
+        assert len(names) == 1
+        assert not any(other.done() for other in others)
     finally:
-        torch.set_num_threads(before)
+        busy.set()
 
 
-def test_the_first_error_stops_shared_work() -> None:
+def test_the_first_error_stops_shared_work(three_threads: None) -> None:
     done: list[int] = []
 
     def task(number: int) -> None:
@@ -146,7 +166,7 @@ def test_the_first_error_stops_shared_work() -> None:
         done.append(number)
 
     with pytest.raises(ValueError, match="three"):
-        run_shared(task, 10_000)
+        run_alone(lambda: run_shared(task, 10_000))
     assert len(done) < 5000
 
 

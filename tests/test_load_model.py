@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import pickle
@@ -108,16 +109,34 @@ def test_digests(
 
 
 @pytest.mark.parametrize("engine", ["native", "eager"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.parametrize(
+    ("method", "head", "outputs"),
+    [
+        ("attn-fiqa", None, ("score", "patch_map", "head_maps", "exit_maps", "embedding")),
+        ("vit-fiqa", "crfiqa", ("score", "embedding")),
+        ("ex-fiqa", "token", ("score", "exit_scores", "embedding")),
+        ("ex-fiqa", "full", ("score", "exit_scores")),
+    ],
+)
 def test_a_scorer_of_a_borrowed_model_keeps_nothing_of_it(
-    state: dict[str, torch.Tensor], tmp_path: Path, engine: str
+    tmp_path: Path,
+    method: str,
+    head: str | None,
+    outputs: tuple[str, ...],
+    suffix: str,
+    dtype: str,
+    engine: str,
 ) -> None:
-    path = tmp_path / "m.safetensors"
-    save_file(state, path)
+    path = tmp_path / f"m.{suffix}"
+    state = make_state(dataclasses.replace(CONFIG, quality_head=head))
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
     images = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
-    outputs = ("score", "patch_map", "embedding")
-    wanted = Scorer(load_model(path, HEADS), outputs=outputs, engine=engine)
+    settings: dict[str, Any] = {"outputs": outputs, "dtype": dtype, "engine": engine}
+    wanted = Scorer(load_model(path, HEADS), method, **settings)
     model = borrow_model(path, HEADS)
-    scorer = Scorer(model, outputs=outputs, engine=engine)
+    scorer = Scorer(model, method, **settings)
     assert scorer.describe() == wanted.describe()
     for tensor in model.state_dict().values():  # the mapping is private: so not the file's
         tensor.zero_()
@@ -125,6 +144,16 @@ def test_a_scorer_of_a_borrowed_model_keeps_nothing_of_it(
     for name in outputs:
         assert torch.equal(getattr(before, name), getattr(after, name))
     assert torch.equal(load_model(path, HEADS).pos_embed, state["pos_embed"])
+
+
+def test_a_copy_of_a_borrowed_model_is_not_borrowed(
+    state: dict[str, torch.Tensor], save: Callable[[Any], Path]
+) -> None:
+    model = borrow_model(save(state), HEADS)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        copied.pos_embed.add_(1)
+        digest = Scorer(copied).describe()["state_sha256"]
+        assert digest == state_dict_sha256(copied) != model.checkpoint_state_sha256
 
 
 def test_a_loaded_model_is_ones_own(state: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ struct RowOfSums {
   }
 };
 
-// What is done between the steps of a product while the tile unit works: the weights that come next
+// What is done between the steps of a product, while a tile unit works: the weights that come next
 // are fetched, and the sums of the product before are finished, row by row.
 template <class Done>
 struct Meanwhile {

@@ -29,6 +29,7 @@ class Memory {
 };
 
 // Pieces of memory that live as long as the whole, one after the other on cache lines' boundaries.
+// Any threads may take some.
 class Arena {
  public:
   char* take(int64_t bytes);

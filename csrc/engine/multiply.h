@@ -159,7 +159,8 @@ static __attribute__((noinline)) void multiply_rows(const char* rows, const char
   const int64_t ahead = then - rows;
   for (int64_t step = 0; step < step_count; ++step, rows += kTileBytes, columns += kTileBytes) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) __builtin_prefetch(rows + ahead + r * kLineBytes);
+    for (int r = 0; r < Cut<Number>::kRows[0]; ++r)  // no cut has more
+      __builtin_prefetch(rows + ahead + r * kLineBytes);
 // One at a time was 0.75 to 0.95 times as fast (an EPYC with AVX2, in the first cache), eight at a
 // time no faster than four.
 #pragma GCC unroll 4
@@ -289,7 +290,8 @@ struct Multiply<Int8, kAdd, kRowTiles, kColumnTiles> {
 #endif
 
 // Up to 32 of `rows` rows; a few behind the last may be computed as well. `meanwhile` is told of
-// every step: what the tile unit leaves idle can be used.
+// every step: what the tile unit leaves idle can be used. Without one it is told of several at
+// once.
 template <class Number, bool kAdd, class Meanwhile>
 FIQA_FAST_INLINE void multiply(int64_t rows, bool two_columns, const Operand& a, const Operand& b,
                                int64_t step_count, float* c, int64_t stride, Meanwhile& meanwhile) {

@@ -130,11 +130,8 @@ def command(
 
         return islice((item for source in sources for item in source), limit)
 
-    loaded = load(model, architecture)
-    import torch
+    loaded = load(model, architecture, threads)
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     from fiqa_fast.calibrate.crops import crop_of
     from fiqa_fast.calibrate.fitting import fit, make_drawing, plan
     from fiqa_fast.calibrate.report import table

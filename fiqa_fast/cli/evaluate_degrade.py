@@ -108,8 +108,9 @@ def command(
 
     from fiqa_fast.cli.scorer import make_scorer
 
-    weights = load(model, architecture, borrow=True)
-    scorer, size = make_scorer(weights, ["score"], exit_block, threads, options)
+    scorer, size = make_scorer(
+        load(model, architecture, threads, borrow=True), ["score"], exit_block, options
+    )
     from fiqa_fast.evaluate.studies.degrade import degrade_study
     from fiqa_fast.evaluate.studies.degrade_report import write_plot, write_report
     from fiqa_fast.gallery.progress import choose_progress

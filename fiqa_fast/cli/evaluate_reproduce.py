@@ -141,9 +141,9 @@ def command(
         raise InputError(f"{data}: wanted images to score, got paths without files; give --root")
     others = gather_scores(dataset, score_files, missing)
     trials = _trials(dataset, matchers, missing)
-    loaded = load(model, architecture)
+    loaded = load(model, architecture, threads)
     options = {"gauge": gauge, "dtype": dtype, "device": device}
-    scorer, _ = make_scorer(loaded, ["score"], None, threads, options)
+    scorer, _ = make_scorer(loaded, ["score"], None, options)
     settings = Settings(dtype, device, scorer.gauge, peer_bgr, every_block, batch_size)
     scores = _score(loaded, dataset, folder / "values", settings, quiet)
     notes = _unscored(dataset, scores)

@@ -178,8 +178,9 @@ def command(
 
     output, tile_scores = _PER[per]
     wanted = [name for name in ("score", output, tile_scores) if name is not None]
-    weights = load(model, architecture, borrow=True)
-    scorer, size = make_scorer(weights, wanted, exit_block, threads, options)
+    scorer, size = make_scorer(
+        load(model, architecture, threads, borrow=True), wanted, exit_block, options
+    )
     tiles = _tile_names(per, scorer.config)
     count = exact_total(sources)
     count = count if limit is None else min(count, limit)

@@ -350,10 +350,19 @@ def parse_architecture(text: str | None) -> str | dict[str, Any] | None:
     return architecture
 
 
-def load(model: str, architecture: str | None, borrow: bool = False) -> FaceViT:
-    """Load the model that the options name; borrowed, where all that is wanted is a scorer."""
+def load(
+    model: str, architecture: str | None, threads: int | None, *, borrow: bool = False
+) -> FaceViT:
+    """Load the model that the options name, by as many threads as torch has from here on.
+
+    Borrowed, where all that is wanted is a scorer, made at once.
+    """
+    import torch
+
     from fiqa_fast.models.loading import borrow_model, load_model
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     how = borrow_model if borrow else load_model
     return how(model, architecture=parse_architecture(architecture))
 

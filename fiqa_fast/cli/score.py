@@ -131,10 +131,11 @@ def command(
 
     worker = Worker.here()
     threads, workers = place(options, threads, workers, processes, worker)
-    weights = load(model, architecture, borrow=True)
+    ray = engine == "ray"  # sends the model to others
+    weights = load(model, architecture, threads, borrow=not ray)
     # On a cluster, the scorer made here only says what the scores are.
-    here = {**options, "device": "cpu"} if engine == "ray" else options
-    scorer, size = make_scorer(weights, names, exit_block, threads, here)
+    here = {**options, "device": "cpu"} if ray else options
+    scorer, size = make_scorer(weights, names, exit_block, here)
     from fiqa_fast.gallery.progress import choose_progress
     from fiqa_fast.gallery.sinks import text_key
     from fiqa_fast.gallery.turns import fills_the_cores
@@ -144,7 +145,7 @@ def command(
     by_turns = fills_the_cores(scorer.device, 1 if worker is None else worker.count)
     local = Local(scorer, reading, names, batch_size, workers, by_turns)
     chosen: Local | Processes | Cluster = local
-    if engine == "ray":
+    if ray:
         remote = make_engine(
             context,
             ray_address,
@@ -160,6 +161,7 @@ def command(
         chosen = Cluster(remote, reading, inputs, root, batch_size)
     elif processes > 1 and worker is None:
         chosen = Processes(local, context.obj, processes)
+    del weights
     facts = chosen.facts
     sink = output.open(facts, inputs, root, sources, worker, chosen.build)
     try:

@@ -19,16 +19,11 @@ def make_scorer(
     model: FaceViT,
     outputs: Sequence[str],
     exit_block: int | None,
-    threads: int | None,
     options: Mapping[str, Any],
 ) -> tuple[Scorer, int]:
     """Return the scorer that the options describe, and the side of the images it wants."""
-    import torch
-
     import fiqa_fast
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     settings = dict(options)
     if settings.get("gauge") == "none":
         settings["gauge"] = None

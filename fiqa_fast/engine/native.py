@@ -70,7 +70,7 @@ class NativeEngine(Engine):
         self.stops = sorted(self.method.stages | {self.last_stage})
 
     def _block(self, block: Block) -> Block:
-        # Weights are packed from where they lie: uncopied, and not written to.
+        # Weights are read from where they lie, and not written to.
         layers = [part for part in block.modules() if isinstance(part, Linear)]
         lent = {id(layer.weight): nn.Parameter(layer.weight.detach()) for layer in layers}
         return prepared_part(block, self.device, self.dtype, lent)
@@ -118,12 +118,12 @@ def _packed(
     """The first ``depth`` blocks, each as ``prepared`` makes it, and what is before them."""
     config = vit.config
     embedding = vit.patch_embed.proj
-    begin = vit.pos_embed.detach()[0].to(torch.float32, copy=True)
+    begin = vit.pos_embed.detach()[0].to("cpu", torch.float32, copy=True)
     prefix = config.num_prefix_tokens
     if prefix:
-        begin[:prefix] += vit.qs_token.detach()[0]
+        begin[:prefix] += vit.qs_token.detach()[0].to(begin)
     if embedding.bias is not None:
-        begin[prefix:] += embedding.bias.detach()
+        begin[prefix:] += embedding.bias.detach().to(begin)
     network = Network(
         level=_load.isa(),
         format=format,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pickle
 import re
 import stat
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,25 +90,34 @@ def _check_zip(path: Path, size: int) -> None:
             if any(e.filename.endswith("constants.pkl") for e in entries):
                 raise CheckpointError(f"{path}: a TorchScript archive; save the state_dict instead")
             damaged = _damaged(archive, entries)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: truncated or damaged ({_first_line(error)})") from None
     if damaged:
+        _, name = min(damaged)
         raise CheckpointError(
-            f"{path}: damaged: the checksum of {damaged[0]} is wrong; download or copy it again"
+            f"{path}: damaged: the checksum of {name} is wrong; download or copy it again"
         )
 
 
-def _damaged(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo]) -> list[str]:
-    """Entries whose bytes are not those of their checksums, which torch does not look at."""
-    damaged: list[str] = []
+def _damaged(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo]) -> list[tuple[int, str]]:
+    """Numbers and names of the entries whose bytes are not those of their checksums, which torch
+    does not look at."""
+    damaged: list[tuple[int, str]] = []
+    counting = threading.Lock()  # of the archive's open entries, for which it has none
 
     def check(number: int) -> None:
+        entry = entries[number]
         try:
-            with archive.open(entries[number]) as file:
+            with counting:
+                file = archive.open(entry)
+            try:
                 while file.read(1 << 20):
                     pass
+            finally:
+                with counting:
+                    file.close()
         except zipfile.BadZipFile:
-            damaged.append(entries[number].filename)
+            damaged.append((number, entry.filename))
 
     run_shared(check, len(entries))
     return damaged

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +72,23 @@ def _loaded(path: str | Path, architecture: Architecture | None, borrow: bool) -
     source = STARTER if str(path) == "starter" else Path(path)
     given = _given(architecture)
     state, metadata = run_alone(lambda: read_checkpoint(source))
-    # The digests of what was read are found while the model is filled with it.
-    file_digest = begin_alone(lambda: file_sha256(source))
     config, own_config = run_alone(lambda: _configs(source, given, state, metadata))
     with torch.device("meta"):
         model = FaceViT(config)
     wanted = sorted(model.state_dict().items())
+    # The digests of what was read are found while the model is filled with it.
+    file_digest = begin_alone(lambda: file_sha256(source))
     state_digest = begin_alone(
         lambda: tensors_sha256((name, _values(t, state.get(name))) for name, t in wanted)
     )
-    run_alone(lambda: _fill(source, model, state, borrow))
+    try:
+        run_alone(lambda: _fill(source, model, state, borrow))
+        model.checkpoint_path, model.checkpoint_config = source, own_config
+        model.checkpoint_sha256 = file_digest.result()
+        model.checkpoint_state_sha256 = state_digest.result()
+    finally:
+        wait([file_digest, state_digest])  # the caller may do as it likes with the file
     model.checkpoint_borrowed = borrow
-    model.checkpoint_path, model.checkpoint_config = source, own_config
-    model.checkpoint_sha256 = file_digest.result()
-    model.checkpoint_state_sha256 = state_digest.result()
     return model
 
 

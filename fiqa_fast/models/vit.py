@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,11 @@ class FaceViT(nn.Module):
     pos_embed: nn.Parameter
     qs_token: nn.Parameter
     head_qs: nn.Sequential
+    checkpoint_borrowed = False  # its tensors may lie in the file, and are as loaded
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which has tensors of its own."""
+        return {name: value for name, value in vars(self).items() if name != "checkpoint_borrowed"}
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -119,7 +124,6 @@ class FaceViT(nn.Module):
         self.checkpoint_sha256: str | None = None
         self.checkpoint_state_sha256: str | None = None
         self.checkpoint_config: ViTConfig | None = None
-        self.checkpoint_borrowed = False  # its tensors may lie in the file, and are as loaded
         self.patch_embed = PatchEmbed(config)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, dim))
         blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
