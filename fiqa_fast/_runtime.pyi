@@ -71,5 +71,6 @@ class Pass:
         images: int,
         x: _Array,
         pixels: _Array | None = None,
+        threads: int = 1,
     ) -> None: ...
     def work(self) -> None: ...

@@ -103,9 +103,10 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
 
   // Two tiles of rows at a time.
   const auto share_rows = [&](auto work) {
-    member.share(parts_of(rows, 2 * kSide), [&](int64_t pair) {
-      const int64_t begin = pair * 2 * kSide, end = begin + 2 * kSide;
-      work(begin, end < rows ? end : rows);
+    const auto pairs = [](const Band& band) { return parts_of(band.rows(), 2 * kSide); };
+    member.share_rows(rows, pairs, [&](const Band& band, int64_t pair) {
+      const int64_t begin = band.begin + pair * 2 * kSide, end = begin + 2 * kSide;
+      work(begin, end < band.end ? end : band.end);
     });
   };
   const auto norm = [&](const EngineNorm& of, const float* then) {
@@ -135,7 +136,7 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
         head + 1 < shape.heads ? moved(columns, column_tiles).data : block.proj.weight;
     const float* bias = block.qkv.bias + head * width;
     for (int64_t panel = 0; 2 * panel < column_tiles; ++panel)
-      product_panel<Number>(y, rows, columns, column_tiles, layout.stream_steps, panel, next,
+      product_panel<Number>(y, {0, rows}, columns, column_tiles, layout.stream_steps, panel, next,
                             [&](int64_t row, int64_t column, int64_t wide, const auto& value) {
                               char* to = head_rows + row * layout.line + column * Inner::kBytes;
                               for (int64_t c = 0; c < wide; c += kLanes)

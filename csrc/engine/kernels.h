@@ -22,6 +22,7 @@ struct EnginePass {
   bool bytes;              // whether the pixels are bytes, of -1 to 1; otherwise floats
   EngineLinear embedding;  // its bias is what the stream begins at: [tokens][stride]
   char* shared;            // of this pass
+  int64_t threads;         // that may come; results do not depend on it
   Team* team;
 };
 

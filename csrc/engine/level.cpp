@@ -44,11 +44,20 @@ int64_t own_bytes(const EngineShape& shape, int64_t images) {
   return Layout<Number>(shape, images).own_bytes + line_bytes<typename Number::Patch>(shape);
 }
 
+// In how many bands the rows of a pass are shared.
+template <class Number>
+int64_t bands(const EnginePass& pass) {
+  const int64_t most = pass.images * pass.shape->tokens() / kBandRows<Number>;
+  const int64_t wanted = pass.threads < kMaxBands ? pass.threads : kMaxBands;
+  const int64_t count = wanted < most ? wanted : most;
+  return count > 1 ? count : 1;
+}
+
 template <class Number>
 void work(const EnginePass& pass, char* own) {
   const EngineShape& shape = *pass.shape;
   const Layout<Number> layout(shape, pass.max_images);
-  Member member(*pass.team);
+  Member member(*pass.team, bands<Number>(pass));
   [[maybe_unused]] const TileRegisters registers;
   const auto begin = [&]<class Product, class Pixel>() {
     embed<typename Number::Patch, Product>(

@@ -61,10 +61,10 @@ FIQA_FAST_INLINE int64_t lines_per_step(const char* next, int64_t rows, int64_t 
   return parts_of(bytes, parts_of(rows, 2 * kSide) * step_count * kLineBytes);
 }
 
-// One panel of columns with all rows: done(row, column, width, value) for each row and up to 32
-// columns. `after` is what will be read next, or null.
+// One panel of columns with a band of rows: done(row, column, width, value) for each row and up to
+// 32 columns. `after` is what will be read next, or null.
 template <class Number, class Done>
-FIQA_FAST_INLINE void product_panel(const Operand& a, int64_t rows, const Operand& b,
+FIQA_FAST_INLINE void product_panel(const Operand& a, const Band& band, const Operand& b,
                                     int64_t column_tiles, int64_t step_count, int64_t panel,
                                     const char* after, Done done) {
   const int64_t tile = 2 * panel;
@@ -82,14 +82,14 @@ FIQA_FAST_INLINE void product_panel(const Operand& a, int64_t rows, const Operan
   Sums sums[2];  // by turns
   sums[1].rows = 0;
   Meanwhile<decltype(row_done)> meanwhile{next,
-                                          lines_per_step<Number>(next, rows, step_count),
+                                          lines_per_step<Number>(next, band.rows(), step_count),
                                           &sums[1],
                                           0,
                                           parts_of(32, step_count),
                                           row_done};
-  for (int64_t row = 0, turn = 0; row < rows; row += 2 * kSide, turn ^= 1) {
+  for (int64_t row = band.begin, turn = 0; row < band.end; row += 2 * kSide, turn ^= 1) {
     Sums& now = sums[turn];
-    now.row = row, now.rows = rows - row < 2 * kSide ? rows - row : 2 * kSide;
+    now.row = row, now.rows = band.end - row < 2 * kSide ? band.end - row : 2 * kSide;
     multiply<Number, false>(now.rows, two, moved(a, row / kSide), columns, step_count, now.data, 32,
                             meanwhile);
     meanwhile.finish(meanwhile.sums->rows);
@@ -98,12 +98,17 @@ FIQA_FAST_INLINE void product_panel(const Operand& a, int64_t rows, const Operan
   meanwhile.finish(meanwhile.sums->rows);
 }
 
+template <class Work>
+FIQA_FAST_INLINE void share_panels(Member& member, int64_t rows, int64_t column_tiles, Work work) {
+  member.share_rows(rows, [=](const Band&) { return parts_of(column_tiles, 2); }, work);
+}
+
 template <class Number, class Done>
 FIQA_FAST_INLINE void product(Member& member, const Operand& a, int64_t rows, const Operand& b,
                               int64_t column_tiles, int64_t step_count, const char* after,
                               Done done) {
-  member.share(parts_of(column_tiles, 2), [&](int64_t panel) {
-    product_panel<Number>(a, rows, b, column_tiles, step_count, panel, after, done);
+  share_panels(member, rows, column_tiles, [&](const Band& band, int64_t panel) {
+    product_panel<Number>(a, band, b, column_tiles, step_count, panel, after, done);
   });
 }
 
@@ -113,7 +118,7 @@ FIQA_FAST_INLINE void accumulate(Member& member, const Operand& a, int64_t rows,
                                  int64_t column_tiles, int64_t step_count, const char* after,
                                  float* c, int64_t stride) {
   if constexpr (Number::kAddInPlace) {
-    member.share(parts_of(column_tiles, 2), [&](int64_t panel) {
+    share_panels(member, rows, column_tiles, [&](const Band& band, int64_t panel) {
       const int64_t tile = 2 * panel;
       const char* next = tile + 2 < column_tiles ? moved(b, tile + 2).data : after;
       // Instead of sums to be finished: the rows of c that come next, to be fetched.
@@ -123,16 +128,16 @@ FIQA_FAST_INLINE void accumulate(Member& member, const Operand& a, int64_t rows,
         __builtin_prefetch(line, 1), __builtin_prefetch(line + kSide, 1);
       };
       Meanwhile<decltype(fetch)> meanwhile{next,
-                                           lines_per_step<Number>(next, rows, step_count),
+                                           lines_per_step<Number>(next, band.rows(), step_count),
                                            &coming,
                                            0,
                                            parts_of(32, step_count),
                                            fetch};
-      for (int64_t row = 0; row < rows; row += 2 * kSide) {
+      for (int64_t row = band.begin; row < band.end; row += 2 * kSide) {
         coming.row = row + 2 * kSide;
-        coming.rows = rows - coming.row < 2 * kSide ? rows - coming.row : 2 * kSide;
+        coming.rows = band.end - coming.row < 2 * kSide ? band.end - coming.row : 2 * kSide;
         meanwhile.finished = 0;
-        multiply<Number, true>(rows - row, tile + 1 < column_tiles, moved(a, row / kSide),
+        multiply<Number, true>(band.end - row, tile + 1 < column_tiles, moved(a, row / kSide),
                                moved(b, tile), step_count, c + row * stride + tile * kSide, stride,
                                meanwhile);
       }

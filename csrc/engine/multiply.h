@@ -289,6 +289,21 @@ struct Multiply<Int8, kAdd, kRowTiles, kColumnTiles> {
 };
 #endif
 
+// The fewest rows of a band of those that threads share (team.h): with less, reading the weights
+// shows. A tile unit would do more rows behind the last for every band; its products are shared by
+// columns alone.
+template <class Number>
+constexpr int64_t kBandRows = 64;
+#if defined(__AMX_BF16__)
+constexpr int64_t kNoBands = INT64_MAX;
+template <>
+constexpr int64_t kBandRows<Bfloat16> = kNoBands;
+template <>
+constexpr int64_t kBandRows<SplitFloat32> = kNoBands;
+template <>
+constexpr int64_t kBandRows<Int8> = kNoBands;
+#endif
+
 // Up to 32 of `rows` rows; a few behind the last may be computed as well. `meanwhile` is told of
 // every step: what the tile unit leaves idle can be used. Without one it is told of several at
 // once.

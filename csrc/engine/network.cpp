@@ -125,19 +125,22 @@ const char* Network::packed(const EnginePacking& packing, const float* weight, i
 }
 
 Pass::Pass(Network& network, int64_t first, int64_t last, int64_t images, float* x,
-           const void* pixels, bool bytes)
-    : network_(network), shared_(network.shared_.take()), pass_{&network.shape_,
-                                                                network.blocks_.data(),
-                                                                first,
-                                                                last,
-                                                                images,
-                                                                network.images_,
-                                                                x,
-                                                                pixels,
-                                                                bytes,
-                                                                network.embedding_,
-                                                                shared_->data(),
-                                                                &team_} {}
+           const void* pixels, bool bytes, int64_t threads)
+    : network_(network),
+      shared_(network.shared_.take()),
+      pass_{&network.shape_,
+            network.blocks_.data(),
+            first,
+            last,
+            images,
+            network.images_,
+            x,
+            pixels,
+            bytes,
+            network.embedding_,
+            shared_->data(),
+            threads,
+            &team_} {}
 
 Pass::~Pass() { network_.shared_.put_back(std::move(shared_)); }
 

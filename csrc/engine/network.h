@@ -73,9 +73,9 @@ class Pass {
  public:
   // x: [images * tokens][stride], with memory for whole tiles of sixteen rows. With pixels, as
   // bytes (which stand for -1 to 1) or as floats, the patch embedding comes first, otherwise x is
-  // what it is.
+  // what it is. `threads`: how many are expected, by which the work is cut.
   Pass(Network& network, int64_t first, int64_t last, int64_t images, float* x,
-       const void* pixels = nullptr, bool bytes = false);
+       const void* pixels = nullptr, bool bytes = false, int64_t threads = 1);
   ~Pass();
   void work();
 

@@ -103,7 +103,8 @@ void set_block(Network& network, int64_t number, float scale, const Norm& norm1,
 }
 
 std::unique_ptr<Pass> make_pass(Network& network, int64_t first, int64_t last, int64_t images,
-                                py::array x, const std::optional<py::array>& pixels) {
+                                py::array x, const std::optional<py::array>& pixels,
+                                int64_t threads) {
   const EngineShape& shape = network.shape();
   if (first < 0 || last < first || last > network.depth())
     throw py::value_error("blocks first to last should be among the network's " +
@@ -135,7 +136,7 @@ std::unique_ptr<Pass> make_pass(Network& network, int64_t first, int64_t last, i
     data = pixels->data();
   }
   return std::make_unique<Pass>(network, first, last, images, static_cast<float*>(x.mutable_data()),
-                                data, bytes);
+                                data, bytes, threads);
 }
 
 }  // namespace
@@ -156,8 +157,8 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("own_bytes", &Network::own_bytes);
   py::class_<Pass>(m, "Pass", "Some images on their way through some blocks.")
       .def(py::init(&make_pass), py::arg("network"), py::arg("first"), py::arg("last"),
-           py::arg("images"), py::arg("x"), py::arg("pixels") = py::none(), py::keep_alive<1, 2>(),
-           py::keep_alive<1, 6>(), py::keep_alive<1, 7>())
+           py::arg("images"), py::arg("x"), py::arg("pixels") = py::none(), py::arg("threads") = 1,
+           py::keep_alive<1, 2>(), py::keep_alive<1, 6>(), py::keep_alive<1, 7>())
       .def("work", &Pass::work, py::call_guard<py::gil_scoped_release>());
 }
 

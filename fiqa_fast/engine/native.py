@@ -91,7 +91,7 @@ class NativeEngine(Engine):
         pixels: np.ndarray[Any, Any] | None = images.contiguous().numpy()
         done = 0
         for stage in self.stops:
-            work = Pass(self.network, done, stage, count, stream.array, pixels).work
+            work = Pass(self.network, done, stage, count, stream.array, pixels, threads).work
             help_with(work, threads - 1)
             work()
             done, pixels = stage, None

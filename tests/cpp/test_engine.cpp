@@ -78,15 +78,15 @@ struct Part {
 };
 
 // The streams of images [first, first + images) after `blocks` blocks, computed by some threads
-// that begin together; those that return see all of it.
+// that begin together; those that return see all of it. `expected`: that the work is cut for.
 Floats stream(Network& network, const Images& all, Part part, int64_t blocks, int threads = 1,
-              bool as_bytes = true) {
+              bool as_bytes = true, int expected = 0) {
   const EngineShape& shape = network.shape();
   Floats x = stream_memory(shape, part.images);
   Pass pass(network, 0, blocks, part.images, x.data(),
             as_bytes ? static_cast<const void*>(&all.bytes[part.first * all.size])
                      : &all.floats[part.first * all.size],
-            as_bytes);
+            as_bytes, expected > 0 ? expected : threads);
   const size_t rows = static_cast<size_t>(part.images * shape.tokens() * shape.stride());
   std::vector<Floats> seen(static_cast<size_t>(threads));
   std::atomic<int> waiting = threads;
@@ -155,13 +155,15 @@ void test_groups_and_threads(const Transformer& model, const EngineFormat& forma
   const Part all = {0, 3};
   const Floats alone = stream(*large, images, all, model.depth());
   const auto expect_group = [&](Network& network, Part part, int threads, bool as_bytes,
-                                const char* what) {
-    expect_same(shape, stream(network, images, part, model.depth(), threads, as_bytes), part, alone,
-                what);
+                                const char* what, int expected = 0) {
+    const Floats got = stream(network, images, part, model.depth(), threads, as_bytes, expected);
+    expect_same(shape, got, part, alone, what);
   };
   expect_group(*large, all, 2, true, "two threads");
   expect_group(*small, {1, 2}, 3, true, "two of the images, by three threads");
   expect_group(*large, {2, 1}, 1, false, "one of the images, as floats");
+  expect_group(*large, all, 1, true, "one thread where three were expected", 3);
+  expect_group(*large, {1, 2}, 2, true, "two threads where many were expected", 100);
   // Block by block.
   Floats x = stream_memory(shape, all.images);
   for (int64_t block = 0; block < model.depth(); ++block)
