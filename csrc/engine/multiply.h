@@ -17,183 +17,215 @@ struct Idle {
   FIQA_FAST_INLINE void step() {}
 };
 
-// A line of columns as the instruction takes it, made once for all rows, and what its products are
-// added to.
+// What one instruction multiplies: a word of a row, in all lanes, and a register of columns, one
+// word of each; and what it adds to.
 template <class Number>
-struct Line;
+struct Products;
 
 template <>
-struct Line<Float32> {
-  using Sum = Vec;
-  Vec value;
-  FIQA_FAST_INLINE Line of(const char* line) {
-    return {load(reinterpret_cast<const float*>(line))};
-  }
-  FIQA_FAST_INLINE Vec word(const char* word) {
-    float value;
-    memcpy(&value, word, sizeof(value));
-    return broadcast(value);
-  }
-  FIQA_FAST_INLINE Vec begin(const Operand&, int64_t) { return broadcast(0); }
-  FIQA_FAST_INLINE Vec load_sum(const float* from) { return load(from); }
-  FIQA_FAST_INLINE void store_sum(float* to, Vec sum) { store(to, sum); }
-  FIQA_FAST_INLINE Vec add(const Line& line, Vec word, Vec sum) {
-    return fma(word, line.value, sum);
+struct Products<Float32> {
+  using Word = Floats;
+  using Columns = Floats;
+  using Sums = Floats;
+  FIQA_FAST_INLINE Sums begin(const Operand&, int64_t) { return Floats{}; }
+  FIQA_FAST_INLINE Sums add(Word word, Columns columns, Sums sums) {
+    return fma(word, columns, sums);
   }
 };
 
 #if defined(__AVX512BF16__)
 template <>
-struct Line<Bfloat16> {
-  using Sum = Vec;
-  __m512i value;
-  FIQA_FAST_INLINE Line of(const char* line) { return {_mm512_loadu_si512(line)}; }
-  FIQA_FAST_INLINE __m512i word(const char* word) {
-    int32_t value;
-    memcpy(&value, word, sizeof(value));
-    return _mm512_set1_epi32(value);
-  }
-  FIQA_FAST_INLINE Vec begin(const Operand&, int64_t) { return broadcast(0); }
-  FIQA_FAST_INLINE Vec load_sum(const float* from) { return load(from); }
-  FIQA_FAST_INLINE void store_sum(float* to, Vec sum) { store(to, sum); }
-  FIQA_FAST_INLINE Vec add(const Line& line, __m512i word, Vec sum) {
-    return {{_mm512_dpbf16_ps(sum.part[0], (__m512bh)word, (__m512bh)line.value)}};
+struct Products<Bfloat16> {
+  using Word = Ints;
+  using Columns = Ints;
+  using Sums = Floats;
+  FIQA_FAST_INLINE Sums begin(const Operand&, int64_t) { return Floats{}; }
+  FIQA_FAST_INLINE Sums add(Word word, Columns columns, Sums sums) {
+    return _mm512_dpbf16_ps(sums, (__m512bh)word, (__m512bh)columns);
   }
 };
 #endif
 
 #if defined(__AVX2__)
-// Four products of bytes for every sum. Before VNNI they are added in pairs, in sixteen bits: see
-// Int8::kColumnTop.
-FIQA_FAST_INLINE Ints add_bytes(Ints sum, Ints row, Ints column) {
-#if defined(__AVX512VNNI__)
-  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)row, (__m512i)column);
-#elif defined(__AVX512F__)
-  const __m512i pairs = _mm512_maddubs_epi16((__m512i)row, (__m512i)column);
-  return sum + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
-#else
-  const __m256i pairs = _mm256_maddubs_epi16((__m256i)row, (__m256i)column);
-  return sum + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#endif
-}
-
 template <>
-struct Line<Int8> {
-  using Sum = Counts;
-  Counts value;
-  FIQA_FAST_INLINE Line of(const char* line) {
-    return {load_counts(reinterpret_cast<const float*>(line))};
+struct Products<Int8> {
+  using Word = Ints;
+  using Columns = Ints;
+  using Sums = Ints;
+  FIQA_FAST_INLINE Sums begin(const Operand& columns, int64_t column) {
+    return *reinterpret_cast<const IntsAnywhere*>(columns.begin + column);
   }
-  FIQA_FAST_INLINE Ints word(const char* word) {
-    int32_t value;
-    memcpy(&value, word, sizeof(value));
-    return value - Ints{};
-  }
-  FIQA_FAST_INLINE Counts begin(const Operand& columns, int64_t tile) {
-    return load_counts(reinterpret_cast<const float*>(columns.begin + tile * kSide));
-  }
-  FIQA_FAST_INLINE Counts load_sum(const float* from) { return load_counts(from); }
-  FIQA_FAST_INLINE void store_sum(float* to, Counts sum) { store_counts(to, sum); }
-  FIQA_FAST_INLINE Counts add(const Line& line, Ints word, Counts sum) {
-    for (int p = 0; p < kParts; ++p) sum.part[p] = add_bytes(sum.part[p], word, line.value.part[p]);
-    return sum;
+  // Four products of bytes for every sum. Before VNNI they are added in pairs, in sixteen bits: see
+  // Int8::kColumnTop.
+  FIQA_FAST_INLINE Sums add(Word word, Columns columns, Sums sums) {
+#if defined(__AVX512VNNI__)
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)word, (__m512i)columns);
+#elif defined(__AVX512F__)
+    const __m512i pairs = _mm512_maddubs_epi16((__m512i)word, (__m512i)columns);
+    return sums + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#else
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)word, (__m256i)columns);
+    return sums + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
   }
 };
 #endif
 
-// How a tile of rows is cut: as many sums at a time as there are registers for, beside the lines
-// and a word. The sums of integers, one cycle each, need no more than hide the multiplications.
+// How rows are cut: as many sums at a time as there are registers for, beside the lines and a word.
+// The sums of integers, one cycle each, need no more than hide the multiplications. `kTiles` of
+// columns are taken at a time, and the cuts make up one tile of rows, or two.
 #if defined(__AVX512F__)
-constexpr int kTilesAtOnce = 2;
 template <class Number>
+constexpr int kTilesAtOnce = 2;
+template <class Number, int kTiles>
 struct Cut {
   static constexpr int kRows[] = {8, 8};
 };
 #elif defined(__AVX2__)
-constexpr int kTilesAtOnce = 1;
 template <class Number>
+constexpr int kTilesAtOnce = 1;
+template <>
+constexpr int kTilesAtOnce<Float32> = 2;
+template <class Number, int kTiles>
 struct Cut {
   static constexpr int kRows[] = {6, 5, 5};
 };
 template <>
-struct Cut<Int8> {
+struct Cut<Float32, 2> {
+  static constexpr int kRows[] = {3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2};
+};
+template <>
+struct Cut<Int8, 1> {
   static constexpr int kRows[] = {4, 4, 4, 4};
 };
 #elif defined(__aarch64__)
-constexpr int kTilesAtOnce = 1;
 template <class Number>
+constexpr int kTilesAtOnce = 1;
+template <class Number, int kTiles>
 struct Cut {
   static constexpr int kRows[] = {4, 4, 4, 4};
 };
 #else
-constexpr int kTilesAtOnce = 1;
 template <class Number>
+constexpr int kTilesAtOnce = 1;
+template <class Number, int kTiles>
 struct Cut {
   static constexpr int kRows[] = {2, 2, 2, 2, 2, 2, 2, 2};
 };
 #endif
 
-// Steps at a time: sixteen columns of so many stay in the first cache while rows pass them.
-constexpr int64_t kStepsAtOnce = 16;
+template <class Number, int kTiles>
+constexpr int64_t cut_tiles() {
+  int64_t rows = 0;
+  for (const int count : Cut<Number, kTiles>::kRows) rows += count;
+  return rows / kSide;
+}
 
-// c, of rows of `stride` floats, becomes or grows by the product of kRows rows of a tile. Meanwhile
-// those at `then` are fetched, which come next. Not inlined: the loops are long beside a call, and
-// there are many callers.
-template <class Number, int kRows, int kTiles>
-static __attribute__((noinline)) void multiply_rows(const char* rows, const char* then,
+// Steps at a time: the columns of so many stay in the first cache, 16 KiB, while rows pass them.
+template <int kTiles>
+constexpr int64_t kStepsAtOnce = 16 / kTiles;
+
+// A register from anywhere, and back; and the four bytes at `from` in all lanes.
+template <class Register>
+FIQA_FAST_INLINE Register load_register(const void* from) {
+  Register out;
+  memcpy(&out, from, sizeof(out));
+  return out;
+}
+
+template <class Register>
+FIQA_FAST_INLINE Register load_word(const char* from) {
+  using Lane = decltype(Register{}[0] + 0);
+  Lane lane;
+  memcpy(&lane, from, sizeof(lane));
+  return lane - Register{};
+}
+
+// c, of rows of `stride` floats, becomes or grows by the product of kRows rows, of which kFirst are
+// in one tile and the others, `gap` bytes further, in the next. Meanwhile those at `then` are
+// fetched, which come next. Not inlined: the loops are long beside a call, and there are many
+// callers.
+template <class Number, int kRows, int kTiles, int kFirst>
+static __attribute__((noinline)) void multiply_rows(const char* rows, int64_t gap, const char* then,
                                                     const Operand& b, int64_t step_count, bool add,
                                                     float* c, int64_t stride) {
-  using L = Line<Number>;
-  typename L::Sum sums[kRows][kTiles];
-  if (add) {
+  using P = Products<Number>;
+  constexpr int kRegisters = kTiles * kParts;
+  typename P::Sums sums[kRows][kRegisters];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRegisters; ++i) {
+    const auto begin = P::begin(b, i * kWidth);
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
-      for (int t = 0; t < kTiles; ++t) sums[r][t] = L::load_sum(c + r * stride + t * kSide);
-  } else {
-    for (int t = 0; t < kTiles; ++t) {
-      const auto begin = L::begin(b, t);
-      for (int r = 0; r < kRows; ++r) sums[r][t] = begin;
-    }
+      sums[r][i] = add ? load_register<typename P::Sums>(c + r * stride + i * kWidth) : begin;
   }
   const char* columns = b.data;
-  const int64_t tile = b.tile;
-  const int64_t ahead = then - rows;
+  const int64_t tile = b.tile, ahead = then - rows;
   for (int64_t step = 0; step < step_count; ++step, rows += kTileBytes, columns += kTileBytes) {
 #pragma GCC unroll 8
-    for (int r = 0; r < Cut<Number>::kRows[0]; ++r)  // no cut has more
+    for (int r = 0; r < Cut<Number, kTiles>::kRows[0]; ++r)  // no cut has more
       __builtin_prefetch(rows + ahead + r * kLineBytes);
 // One at a time was 0.75 to 0.95 times as fast (an EPYC with AVX2, in the first cache), eight at a
 // time no faster than four.
 #pragma GCC unroll 4
     for (int64_t word = 0; word < kSide; ++word) {
-      L lines[kTiles];
-      for (int t = 0; t < kTiles; ++t) lines[t] = L::of(columns + t * tile + word * kLineBytes);
+      const auto load_row = [=](int r) {
+        return load_word<typename P::Word>(rows + (r < kFirst ? 0 : gap) + r * kLineBytes +
+                                           word * 4);
+      };
+      const auto load_columns = [=](int i) {
+        return load_register<typename P::Columns>(columns + i / kParts * tile + word * kLineBytes +
+                                                  i % kParts * kWidth * 4);
+      };
+      // What there is less of is kept, the other loaded one by one.
+      if constexpr (kRows < kRegisters) {
+        typename P::Word words[kRows];
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const auto factor = L::word(rows + r * kLineBytes + word * 4);
-        for (int t = 0; t < kTiles; ++t) sums[r][t] = L::add(lines[t], factor, sums[r][t]);
+        for (int r = 0; r < kRows; ++r) words[r] = load_row(r);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRegisters; ++i) {
+          const auto some = load_columns(i);
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r) sums[r][i] = P::add(words[r], some, sums[r][i]);
+        }
+      } else {
+        typename P::Columns all[kRegisters];
+#pragma GCC unroll 8
+        for (int i = 0; i < kRegisters; ++i) all[i] = load_columns(i);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const auto factor = load_row(r);
+#pragma GCC unroll 8
+          for (int i = 0; i < kRegisters; ++i) sums[r][i] = P::add(factor, all[i], sums[r][i]);
+        }
       }
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
-    for (int t = 0; t < kTiles; ++t) L::store_sum(c + r * stride + t * kSide, sums[r][t]);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRegisters; ++i)
+      memcpy(c + r * stride + i * kWidth, &sums[r][i], sizeof(sums[r][i]));
 }
 
-// `count` rows of a tile, cut as the registers want it; the I-th cut and those behind it. The tile
-// at `then` comes next.
-template <class Number, int kTiles, int I = 0>
-FIQA_FAST_INLINE void multiply_tile(const char* rows, const char* then, int64_t count,
+// `count` rows of a tile or two, from row kRow on, cut as the registers want it. `gap`: from the
+// first tile's end to the next. The rows at `then` come next.
+template <class Number, int kTiles, int I = 0, int kRow = 0>
+FIQA_FAST_INLINE void multiply_cuts(const char* rows, int64_t gap, const char* then, int64_t count,
                                     const Operand& b, int64_t step_count, bool add, float* c,
                                     int64_t stride) {
-  constexpr auto& kRows = Cut<Number>::kRows;
-  constexpr int kCuts = static_cast<int>(sizeof(kRows) / sizeof(kRows[0]));
-  if constexpr (I < kCuts) {
-    if (count <= 0) return;
-    const char* behind = rows + kRows[I] * kLineBytes;
-    multiply_rows<Number, kRows[I], kTiles>(rows, count > kRows[I] && I + 1 < kCuts ? behind : then,
-                                            b, step_count, add, c, stride);
-    multiply_tile<Number, kTiles, I + 1>(behind, then, count - kRows[I], b, step_count, add,
-                                         c + kRows[I] * stride, stride);
-  }
+  constexpr auto& kCuts = Cut<Number, kTiles>::kRows;
+  constexpr int kLast = static_cast<int>(sizeof(kCuts) / sizeof(kCuts[0])) - 1;
+  constexpr int kRows = kCuts[I], kEnd = kRow + kRows;
+  constexpr int kFirst = kRow < kSide && kEnd > kSide ? kSide - kRow : kRows;
+  const auto row = [=](int64_t r) { return rows + (r < kSide ? 0 : gap) + r * kLineBytes; };
+  multiply_rows<Number, kRows, kTiles, kFirst>(row(kRow), gap,
+                                               count > kEnd && I < kLast ? row(kEnd) : then, b,
+                                               step_count, add, c + kRow * stride, stride);
+  if constexpr (I < kLast)
+    if (count > kEnd)
+      multiply_cuts<Number, kTiles, I + 1, kEnd>(rows, gap, then, count, b, step_count, add, c,
+                                                 stride);
 }
 
 template <class Number, bool kAdd, int kRowTiles, int kColumnTiles>
@@ -201,21 +233,27 @@ struct Multiply {
   template <class Meanwhile>
   FIQA_FAST_INLINE void run(int64_t rows, const Operand& a, const Operand& b, int64_t step_count,
                             float* c, int64_t stride, Meanwhile& meanwhile) {
-    constexpr int kTiles = kColumnTiles == kTilesAtOnce ? kTilesAtOnce : 1;
-    constexpr int kTurns = kRowTiles * (kColumnTiles / kTiles);  // in which a step is done
+    constexpr int kTiles = kColumnTiles == kTilesAtOnce<Number> ? kColumnTiles : 1;
+    constexpr int64_t kSteps = kStepsAtOnce<kTiles>;
+    constexpr int64_t kCutTiles = cut_tiles<Number, kTiles>();
+    // In which a step is done.
+    constexpr int64_t kTurns = (kRowTiles + kCutTiles - 1) / kCutTiles * (kColumnTiles / kTiles);
+    const int64_t gap = a.tile - kTileBytes;
     int64_t turns = 0;
     for (int64_t t = 0; t < kColumnTiles; t += kTiles)
-      for (int64_t first = 0; first < step_count; first += kStepsAtOnce) {
-        const int64_t left = step_count - first, count = left < kStepsAtOnce ? left : kStepsAtOnce;
+      for (int64_t first = 0; first < step_count; first += kSteps) {
+        const int64_t left = step_count - first, count = left < kSteps ? left : kSteps;
         Operand columns = moved(b, t);
         columns.data += first * b.step;
-        for (int64_t r = 0; r < kRowTiles; ++r) {
+        for (int64_t r = 0; r < kRowTiles; r += kCutTiles) {
           for (turns += count; turns >= kTurns; turns -= kTurns) meanwhile.step();
           const char* tile = a.data + r * a.tile + first * a.step;
           const char* other = a.data + (left > count ? first + count : 0) * a.step;
-          multiply_tile<Number, kTiles>(tile, r + 1 < kRowTiles ? tile + a.tile : other,
-                                        rows - r * kSide, columns, count, kAdd || first > 0,
-                                        c + r * kSide * stride + t * kSide, stride);
+          if (r == 0 || rows > r * kSide)
+            multiply_cuts<Number, kTiles>(
+                tile, gap, r + kCutTiles < kRowTiles ? tile + kCutTiles * a.tile : other,
+                rows - r * kSide, columns, count, kAdd || first > 0,
+                c + r * kSide * stride + t * kSide, stride);
         }
       }
   }

@@ -74,18 +74,20 @@ FIQA_FAST_INLINE Vec operator/(Vec a, Vec b) {
 }
 
 // a * b + c: fused where the processor can.
-FIQA_FAST_INLINE Vec fma(Vec a, Vec b, Vec c) {
-  for (int p = 0; p < kParts; ++p) {
+FIQA_FAST_INLINE Floats fma(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
-    c.part[p] = _mm512_fmadd_ps(a.part[p], b.part[p], c.part[p]);
+  return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__)
-    c.part[p] = _mm256_fmadd_ps(a.part[p], b.part[p], c.part[p]);
+  return _mm256_fmadd_ps(a, b, c);
 #elif defined(__aarch64__)
-    c.part[p] = vfmaq_f32(c.part[p], a.part[p], b.part[p]);
+  return vfmaq_f32(c, a, b);
 #else
-    c.part[p] += a.part[p] * b.part[p];
+  return c + a * b;
 #endif
-  }
+}
+
+FIQA_FAST_INLINE Vec fma(Vec a, Vec b, Vec c) {
+  for (int p = 0; p < kParts; ++p) c.part[p] = fma(a.part[p], b.part[p], c.part[p]);
   return c;
 }
 
