@@ -92,7 +92,7 @@ FIQA_FAST_INLINE Vec relu6(Vec value) { return min(broadcast(6), max(broadcast(0
 
 // `after` is what will be read next: the next block's first weights, or null.
 template <class Number>
-FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const EngineBlock& block,
+FIQA_FAST_INLINE void run_block(Worker& worker, const EngineShape& shape, const EngineBlock& block,
                                 float* x, int64_t images, const Layout<Number>& layout,
                                 char* shared, char* own, const char* after) {
   using Inner = typename Number::Inner;
@@ -102,32 +102,34 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
   char* head_rows = own + layout.head;
 
   // Two tiles of rows at a time.
-  const auto share_rows = [&](auto work) {
-    const auto pairs = [](const Band& band) { return parts_of(band.rows(), 2 * kSide); };
-    member.share_rows(rows, pairs, [&](const Band& band, int64_t pair) {
+  const auto share_rows = [&](const Band& band, Member& member, auto work) {
+    member.share(parts_of(band.rows(), 2 * kSide), [&](int64_t pair) {
       const int64_t begin = band.begin + pair * 2 * kSide, end = begin + 2 * kSide;
       work(begin, end < band.end ? end : band.end);
     });
   };
-  const auto norm = [&](const EngineNorm& of, const float* then) {
-    share_rows([&](int64_t begin, int64_t end) {
+  const auto norm = [&](const Band& band, Member& member, const EngineNorm& of, const float* then) {
+    share_rows(band, member, [&](int64_t begin, int64_t end) {
       const RowWriter<Number> out{y, true, reinterpret_cast<float*>(own + layout.row)};
       layer_norm(x, stride, begin, end, shape.dim, of, then, out);
     });
   };
   // Rows of floats to bytes, for formats that are put as whole rows.
-  const auto whole_rows = [&](const float* floats, int64_t floats_stride, int64_t width,
-                              bool has_zero, const Operand& to) {
+  const auto whole_rows = [&](const Band& band, Member& member, const float* floats,
+                              int64_t floats_stride, int64_t width, bool has_zero,
+                              const Operand& to) {
     if constexpr (Number::kByRow)
-      share_rows([&](int64_t begin, int64_t end) {
+      share_rows(band, member, [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r)
           put_bytes(floats + r * floats_stride, width, has_zero, to, r);
       });
   };
 
-  norm(block.norm1, block.proj.bias);
+  worker.share_bands(rows, [&](const Band& band, Member& member) {
+    norm(band, member, block.norm1, block.proj.bias);
+  });
   float* mixed_floats = reinterpret_cast<float*>(shared + layout.mixed_floats);
-  member.share(shape.heads, [&](int64_t head) {
+  worker.share(shape.heads, [&](int64_t head) {
     const int64_t width = 3 * layout.head_width, column_tiles = tiles(width);
     const Operand all =
         packed_columns<Number>(block.qkv.weight, shape.heads * column_tiles, layout.stream_steps);
@@ -157,12 +159,13 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
                        });
     }
   });
-  whole_rows(mixed_floats, layout.mixed_stride, layout.mixed_width, true, mixed);
-  accumulate<Number>(
-      member, mixed, rows,
-      packed_columns<Number>(block.proj.weight, tiles(shape.dim), layout.mixed_steps),
-      tiles(shape.dim), layout.mixed_steps, block.fc1.weight, x, stride);
-  norm(block.norm2, block.fc2.bias);
+  const auto project = [&](const Band& band, Member& member) {
+    whole_rows(band, member, mixed_floats, layout.mixed_stride, layout.mixed_width, true, mixed);
+    accumulate<Number>(
+        member, band, mixed,
+        packed_columns<Number>(block.proj.weight, tiles(shape.dim), layout.mixed_steps),
+        tiles(shape.dim), layout.mixed_steps, block.fc1.weight, x, stride);
+  };
 
   const int64_t hidden_tiles = layout.hidden_steps * Number::kDepth / kSide;
   const Operand in = packed_columns<Number>(block.fc1.weight, hidden_tiles, layout.stream_steps);
@@ -170,34 +173,46 @@ FIQA_FAST_INLINE void run_block(Member& member, const EngineShape& shape, const 
       packed_columns<Number>(block.fc2.weight, tiles(shape.dim), layout.hidden_steps);
   const Slices out_slices{layout.hidden_steps, tiles(shape.dim), steps<Number>(kSlice)};
   const float shift = hidden_shift<Number>(shape);
+  // Laid out alike for all slices: bands need not be at the same one.
+  const Operand hidden =
+      packed_rows<Number>(shared + layout.hidden, layout.rows, layout.slice_steps);
   float* hidden_floats = reinterpret_cast<float*>(shared + layout.hidden_floats);
-  for (int64_t first = 0; first < shape.hidden; first += kSlice) {
-    const int64_t left = shape.hidden - first, wide = left < kSlice ? left : kSlice;
-    const int64_t wide_steps = steps<Number>(wide),
-                  wide_tiles = wide_steps * Number::kDepth / kSide;
-    const Operand hidden = packed_rows<Number>(shared + layout.hidden, layout.rows, wide_steps);
-    const Operand in_slice = moved(in, first / kSide);
-    const Operand out_slice = slice_of<Number>(out, out_slices, first / kSlice);
-    const float* bias = block.fc1.bias + first;
-    const auto hidden_product = [&](auto activated) {
-      product<Number>(member, y, rows, in_slice, wide_tiles, layout.stream_steps, out_slice.data,
-                      [&](int64_t row, int64_t column, int64_t columns, const auto& value) {
-                        RowWriter<Number> put{hidden, false, nullptr};
-                        if constexpr (Number::kByRow)
-                          put.line = hidden_floats + row * layout.hidden_stride;
-                        for (int64_t c = 0; c < columns; c += kLanes)
-                          put.put(row, column + c, activated(value(c) + load(bias + column + c)));
-                      });
-    };
-    if (shape.relu6)
-      hidden_product([](Vec value) { return relu6(value); });
-    else
-      hidden_product([=](Vec value) { return gelu(value) + broadcast(shift); });
-    whole_rows(hidden_floats, layout.hidden_stride, wide_steps * Number::kDepth, false, hidden);
-    const char* next = left > kSlice ? moved(in_slice, kSlice / kSide).data : after;
-    accumulate<Number>(member, hidden, rows, out_slice, tiles(shape.dim), wide_steps, next, x,
-                       stride);
-  }
+  const auto mlp = [&](const Band& band, Member& member) {
+    for (int64_t first = 0; first < shape.hidden; first += kSlice) {
+      const int64_t left = shape.hidden - first, wide = left < kSlice ? left : kSlice;
+      const int64_t wide_steps = steps<Number>(wide),
+                    wide_tiles = wide_steps * Number::kDepth / kSide;
+      const Operand in_slice = moved(in, first / kSide);
+      const Operand out_slice = slice_of<Number>(out, out_slices, first / kSlice);
+      const float* bias = block.fc1.bias + first;
+      const auto hidden_product = [&](auto activated) {
+        product<Number>(member, band, y, in_slice, wide_tiles, layout.stream_steps, out_slice.data,
+                        [&](int64_t row, int64_t column, int64_t columns, const auto& value) {
+                          RowWriter<Number> put{hidden, false, nullptr};
+                          if constexpr (Number::kByRow)
+                            put.line = hidden_floats + row * layout.hidden_stride;
+                          for (int64_t c = 0; c < columns; c += kLanes)
+                            put.put(row, column + c, activated(value(c) + load(bias + column + c)));
+                        });
+      };
+      if (shape.relu6)
+        hidden_product([](Vec value) { return relu6(value); });
+      else
+        hidden_product([=](Vec value) { return gelu(value) + broadcast(shift); });
+      whole_rows(band, member, hidden_floats, layout.hidden_stride, wide_steps * Number::kDepth,
+                 false, hidden);
+      const char* next = left > kSlice ? moved(in_slice, kSlice / kSide).data : after;
+      accumulate<Number>(member, band, hidden, out_slice, tiles(shape.dim), wide_steps, next, x,
+                         stride);
+    }
+  };
+
+  // What follows from a row alone.
+  worker.share_bands(rows, [&](const Band& band, Member& member) {
+    project(band, member);
+    norm(band, member, block.norm2, block.fc2.bias);
+    mlp(band, member);
+  });
 }
 
 }  // namespace fiqa_fast::FIQA_FAST_ISA

@@ -84,12 +84,12 @@ FIQA_FAST_INLINE void put_patches(const EngineShape& shape, const Pixel* image, 
 // included. `patches` is memory of the pass for all patches, `own` of the thread for one. Number is
 // what the weights are packed for, Product what the rows are of.
 template <class Number, class Product, class Pixel>
-FIQA_FAST_INLINE void embed(Member& member, const EngineShape& shape, const Pixel* pixels,
+FIQA_FAST_INLINE void embed(Worker& worker, const EngineShape& shape, const Pixel* pixels,
                             int64_t images, const EngineLinear& embedding, char* patches, char* own,
                             float* x) {
   using Rows = typename Product::Rows;
   const int64_t stride = shape.stride(), tokens = shape.tokens(), count = shape.patches();
-  member.share(images, [&](int64_t image) {
+  worker.share(images, [&](int64_t image) {
     float* to = x + image * tokens * stride;
     for (int64_t i = 0; i < tokens * stride; i += kLanes) store(to + i, load(embedding.bias + i));
     put_patches<Rows>(shape, pixels + image * 3 * shape.image_size * shape.image_size,
@@ -98,19 +98,21 @@ FIQA_FAST_INLINE void embed(Member& member, const EngineShape& shape, const Pixe
   // In slices: a sum over all pixels of a large patch, one by one, would lose digits.
   constexpr int64_t kSteps = kPatchSlice / Number::kDepth;
   const int64_t step_count = steps<Number>(shape.patch_pixels());
-  for (int64_t first = 0; first < step_count; first += kSteps) {
-    const int64_t left = step_count - first, wide = left < kSteps ? left : kSteps;
-    Operand rows = tiled<Rows>(patches, step_count);
-    Operand columns = tiled<Number>(embedding.weight, step_count);
-    rows.data += first * rows.step, columns.data += first * columns.step;
-    product<Product>(member, rows, images * count, columns, tiles(shape.dim), wide, nullptr,
-                     [&](int64_t row, int64_t column, int64_t width, const auto& value) {
-                       const int64_t token = row / count * tokens + shape.prefix + row % count;
-                       float* to = x + token * stride + column;
-                       for (int64_t c = 0; c < width; c += kLanes)
-                         store(to + c, load(to + c) + value(c));
-                     });
-  }
+  worker.share_bands(images * count, [&](const Band& band, Member& member) {
+    for (int64_t first = 0; first < step_count; first += kSteps) {
+      const int64_t left = step_count - first, wide = left < kSteps ? left : kSteps;
+      Operand rows = tiled<Rows>(patches, step_count);
+      Operand columns = tiled<Number>(embedding.weight, step_count);
+      rows.data += first * rows.step, columns.data += first * columns.step;
+      product<Product>(member, band, rows, columns, tiles(shape.dim), wide, nullptr,
+                       [&](int64_t row, int64_t column, int64_t width, const auto& value) {
+                         const int64_t token = row / count * tokens + shape.prefix + row % count;
+                         float* to = x + token * stride + column;
+                         for (int64_t c = 0; c < width; c += kLanes)
+                           store(to + c, load(to + c) + value(c));
+                       });
+    }
+  });
 }
 
 }  // namespace fiqa_fast::FIQA_FAST_ISA

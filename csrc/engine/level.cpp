@@ -57,11 +57,11 @@ template <class Number>
 void work(const EnginePass& pass, char* own) {
   const EngineShape& shape = *pass.shape;
   const Layout<Number> layout(shape, pass.max_images);
-  Member member(*pass.team, bands<Number>(pass));
+  Worker worker(*pass.team, bands<Number>(pass));
   [[maybe_unused]] const TileRegisters registers;
   const auto begin = [&]<class Product, class Pixel>() {
     embed<typename Number::Patch, Product>(
-        member, shape, static_cast<const Pixel*>(pass.pixels), pass.images, pass.embedding,
+        worker, shape, static_cast<const Pixel*>(pass.pixels), pass.images, pass.embedding,
         pass.shared + layout.shared_bytes, own + layout.own_bytes, pass.x);
   };
   using Patch = typename Number::Patch;
@@ -71,7 +71,7 @@ void work(const EnginePass& pass, char* own) {
     begin.template operator()<Patch, float>();
   for (int64_t number = pass.first; number < pass.last; ++number) {
     const bool more = number + 1 < pass.last;
-    run_block<Number>(member, shape, pass.blocks[number], pass.x, pass.images, layout, pass.shared,
+    run_block<Number>(worker, shape, pass.blocks[number], pass.x, pass.images, layout, pass.shared,
                       own, more ? pass.blocks[number + 1].qkv.weight : nullptr);
   }
 }

@@ -98,27 +98,22 @@ FIQA_FAST_INLINE void product_panel(const Operand& a, const Band& band, const Op
   meanwhile.finish(meanwhile.sums->rows);
 }
 
-template <class Work>
-FIQA_FAST_INLINE void share_panels(Member& member, int64_t rows, int64_t column_tiles, Work work) {
-  member.share_rows(rows, [=](const Band&) { return parts_of(column_tiles, 2); }, work);
-}
-
 template <class Number, class Done>
-FIQA_FAST_INLINE void product(Member& member, const Operand& a, int64_t rows, const Operand& b,
+FIQA_FAST_INLINE void product(Member& member, const Band& band, const Operand& a, const Operand& b,
                               int64_t column_tiles, int64_t step_count, const char* after,
                               Done done) {
-  share_panels(member, rows, column_tiles, [&](const Band& band, int64_t panel) {
+  member.share(parts_of(column_tiles, 2), [&](int64_t panel) {
     product_panel<Number>(a, band, b, column_tiles, step_count, panel, after, done);
   });
 }
 
 // c += the product; c has rows of `stride` floats.
 template <class Number>
-FIQA_FAST_INLINE void accumulate(Member& member, const Operand& a, int64_t rows, const Operand& b,
-                                 int64_t column_tiles, int64_t step_count, const char* after,
-                                 float* c, int64_t stride) {
+FIQA_FAST_INLINE void accumulate(Member& member, const Band& band, const Operand& a,
+                                 const Operand& b, int64_t column_tiles, int64_t step_count,
+                                 const char* after, float* c, int64_t stride) {
   if constexpr (Number::kAddInPlace) {
-    share_panels(member, rows, column_tiles, [&](const Band& band, int64_t panel) {
+    member.share(parts_of(column_tiles, 2), [&](int64_t panel) {
       const int64_t tile = 2 * panel;
       const char* next = tile + 2 < column_tiles ? moved(b, tile + 2).data : after;
       // Instead of sums to be finished: the rows of c that come next, to be fetched.
@@ -143,7 +138,7 @@ FIQA_FAST_INLINE void accumulate(Member& member, const Operand& a, int64_t rows,
       }
     });
   } else {
-    product<Number>(member, a, rows, b, column_tiles, step_count, after,
+    product<Number>(member, band, a, b, column_tiles, step_count, after,
                     [&](int64_t row, int64_t column, int64_t width, const auto& value) {
                       float* to = c + row * stride + column;
                       const float* soon = to + 8 * stride;  // a row that comes soon, to be fetched

@@ -4,8 +4,9 @@
 // join at any time, or never: so a pass needs no thread but its first, and cannot hang for want of
 // one. What an item computes does not depend on who computes it.
 //
-// Rows are shared in bands: a thread takes items of its own band first, so that from product to
-// product its rows stay in its cache, and then helps with others'.
+// Rows are cut into bands, each with a list of work of its own: what follows from a row alone, from
+// one product to the next, waits for nobody else's rows. A thread begins with its own band, whose
+// rows stay in its cache, and then helps with the others.
 #pragma once
 
 #include <sched.h>
@@ -17,12 +18,12 @@ constexpr int64_t kMaxBands = 16;
 
 // What the threads of a pass have in common; zero at first.
 struct Team {
-  struct alignas(64) Ticket {
-    int64_t value = 0;  // number of the share() that took from this list last << 32 | its next item
+  struct List {
+    alignas(64) int64_t ticket = 0;    // number of the current share() << 32 | its next item
+    alignas(64) int64_t finished = 0;  // items of all share()s so far
   };
-  Ticket tickets[kMaxBands];
-  alignas(64) int64_t finished = 0;  // items of all share()s so far
-  alignas(64) int64_t members = 0;   // threads so far
+  List all, bands[kMaxBands];
+  alignas(64) int64_t members = 0;  // threads so far
 };
 
 }  // namespace fiqa_fast
@@ -35,66 +36,85 @@ struct Band {
   int64_t rows() const { return end - begin; }
 };
 
+// A thread's way through a list of work.
 class Member {
  public:
-  explicit Member(Team& team, int64_t bands = 1)
-      : team_(team),
-        bands_(bands),
-        home_(__atomic_fetch_add(&team.members, 1, __ATOMIC_RELAXED) % bands) {}
+  explicit Member(Team::List& list) : list_(&list) {}
 
-  // work(item) for all below `count`.
+  // work(item) for all below `count`, each by one of the threads; returns when all are done.
   template <class Work>
   void share(int64_t count, Work work) {
-    share_lists(1, [=](int64_t) { return count; }, [&](int64_t, int64_t item) { work(item); });
-  }
-
-  // work(band, item) for all items below count(band) of every band of so many rows. A band begins
-  // at a multiple of sixteen.
-  template <class Count, class Work>
-  void share_rows(int64_t rows, Count count, Work work) {
-    const auto band = [=, this](int64_t number) {
-      const auto begin = [=, this](int64_t n) { return (rows * n / bands_ + 8) / 16 * 16; };
-      return Band{begin(number), number + 1 < bands_ ? begin(number + 1) : rows};
-    };
-    share_lists(
-        bands_, [&](int64_t number) { return count(band(number)); },
-        [&](int64_t number, int64_t item) { work(band(number), item); });
+    const int64_t mine = phase_++;
+    all_ += count;
+    for (int64_t waited = 0;;) {
+      int64_t ticket = __atomic_load_n(&list_->ticket, __ATOMIC_ACQUIRE);
+      if (ticket >> 32 != mine) return;  // the others are done with it
+      const int64_t item = ticket & 0xffffffff;
+      if (item < count) {
+        if (!advance(ticket, ticket + 1)) continue;
+        work(item);
+        __atomic_fetch_add(&list_->finished, 1, __ATOMIC_RELEASE);
+        waited = 0;
+      } else if (__atomic_load_n(&list_->finished, __ATOMIC_ACQUIRE) == all_) {
+        advance(ticket, (mine + 1) << 32);
+        return;
+      } else if (++waited > kSpins) {
+        sched_yield();
+      }
+    }
   }
 
  private:
   static constexpr int64_t kSpins = 2000;
 
-  template <class Count, class Work>
-  void share_lists(int64_t lists, Count count, Work work) {
-    const int64_t mine = phase_++;
-    for (int64_t list = 0; list < lists; ++list) all_ += count(list);
-    for (int64_t turn = 0; turn < lists; ++turn) {
-      const int64_t list = (home_ + turn) % lists, items = count(list);
-      for (int64_t item; (item = take(team_.tickets[list].value, mine, items)) < items;) {
-        work(list, item);
-        __atomic_fetch_add(&team_.finished, 1, __ATOMIC_RELEASE);
-      }
-    }
-    for (int64_t waited = 0; __atomic_load_n(&team_.finished, __ATOMIC_ACQUIRE) < all_;)
-      if (++waited > kSpins) sched_yield();
+  bool advance(int64_t from, int64_t to) {
+    return __atomic_compare_exchange_n(&list_->ticket, &from, to, false, __ATOMIC_ACQ_REL,
+                                       __ATOMIC_RELAXED);
   }
 
-  // An item of a list, or its end where none is left, or where the others are done with the share.
-  static int64_t take(int64_t& list, int64_t mine, int64_t end) {
-    for (int64_t ticket = __atomic_load_n(&list, __ATOMIC_ACQUIRE); ticket >> 32 <= mine;) {
-      const int64_t item = ticket >> 32 == mine ? ticket & 0xffffffff : 0;
-      if (item >= end) break;
-      if (__atomic_compare_exchange_n(&list, &ticket, (mine << 32) + item + 1, false,
-                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-        return item;
-    }
-    return end;
-  }
-
-  Team& team_;
-  const int64_t bands_, home_;
+  Team::List* list_;
   int64_t phase_ = 0;  // share()s so far
   int64_t all_ = 0;    // their items
+};
+
+// A thread's way through all lists of a pass.
+class Worker {
+ public:
+  Worker(Team& team, int64_t bands) : Worker(team, bands, Lists()) {}
+
+  // As Member's, for work that concerns all rows.
+  template <class Work>
+  void share(int64_t count, Work work) {
+    all_.share(count, work);
+  }
+
+  // work(band, member) for every band of so many rows; member.share() is what is done there, by
+  // whoever comes. A band begins at a multiple of sixteen.
+  template <class Work>
+  void share_bands(int64_t rows, Work work) {
+    const auto begin = [=, this](int64_t n) { return (rows * n / count_ + 8) / 16 * 16; };
+    for (int64_t turn = 0; turn < count_; ++turn) {
+      const int64_t n = (home_ + turn) % count_;
+      work(Band{begin(n), n + 1 < count_ ? begin(n + 1) : rows}, bands_[n]);
+    }
+  }
+
+ private:
+  template <int64_t... kN>
+  struct Numbers {};
+  using Lists = Numbers<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
+
+  template <int64_t... kN>
+  Worker(Team& team, int64_t bands, Numbers<kN...>)
+      : all_(team.all),
+        bands_{Member(team.bands[kN])...},
+        count_(bands),
+        home_(__atomic_fetch_add(&team.members, 1, __ATOMIC_RELAXED) % bands) {
+    static_assert(sizeof...(kN) == kMaxBands);
+  }
+
+  Member all_, bands_[kMaxBands];
+  const int64_t count_, home_;
 };
 
 }  // namespace fiqa_fast::FIQA_FAST_ISA
