@@ -72,7 +72,7 @@ def stream(
     config, count = model.config, len(images)
     rows = -(-count * config.num_tokens // 16) * 16
     memory = np.full((rows, network.stride), np.nan, np.float32)
-    work = Pass(network, 0, last, count, memory, images.numpy()).work
+    work = Pass(network, 0, last, count, memory, images.numpy(), threads).work
     with ThreadPoolExecutor(threads) as pool:
         for future in [pool.submit(work) for _ in range(threads)]:
             future.result()

@@ -90,29 +90,40 @@ FIQA_FAST_INLINE float hidden_shift(const EngineShape& shape) {
 // In this order a NaN stays one.
 FIQA_FAST_INLINE Vec relu6(Vec value) { return min(broadcast(6), max(broadcast(0), value)); }
 
-// `after` is what will be read next: the next block's first weights, or null.
+// Two tiles of rows at a time.
+template <class Work>
+FIQA_FAST_INLINE void share_rows(const Band& band, Member& member, Work work) {
+  member.share(parts_of(band.rows(), 2 * kSide), [&](int64_t pair) {
+    const int64_t begin = band.begin + pair * 2 * kSide, end = begin + 2 * kSide;
+    work(begin, end < band.end ? end : band.end);
+  });
+}
+
+// A norm of the stream, as a product's rows; `then`: what is added to the stream behind it.
+template <class Number>
+FIQA_FAST_INLINE void norm_rows(const Band& band, Member& member, const EngineShape& shape,
+                                const EngineNorm& norm, const float* then, float* x,
+                                const Layout<Number>& layout, char* shared, char* own) {
+  const Operand y = packed_rows<Number>(shared + layout.normed, layout.rows, layout.stream_steps);
+  share_rows(band, member, [&](int64_t begin, int64_t end) {
+    const RowWriter<Number> out{y, true, reinterpret_cast<float*>(own + layout.row)};
+    layer_norm(x, shape.stride(), begin, end, shape.dim, norm, then, out);
+  });
+}
+
+// A block from behind its first norm until behind that of the next block, which may be null.
 template <class Number>
 FIQA_FAST_INLINE void run_block(Worker& worker, const EngineShape& shape, const EngineBlock& block,
-                                float* x, int64_t images, const Layout<Number>& layout,
-                                char* shared, char* own, const char* after) {
+                                const EngineBlock* after, float* x, int64_t images,
+                                const Layout<Number>& layout, char* shared, char* own) {
   using Inner = typename Number::Inner;
   const int64_t rows = images * shape.tokens(), stride = shape.stride();
   const Operand y = packed_rows<Number>(shared + layout.normed, layout.rows, layout.stream_steps);
   const Operand mixed = packed_rows<Number>(shared + layout.mixed, layout.rows, layout.mixed_steps);
   char* head_rows = own + layout.head;
 
-  // Two tiles of rows at a time.
-  const auto share_rows = [&](const Band& band, Member& member, auto work) {
-    member.share(parts_of(band.rows(), 2 * kSide), [&](int64_t pair) {
-      const int64_t begin = band.begin + pair * 2 * kSide, end = begin + 2 * kSide;
-      work(begin, end < band.end ? end : band.end);
-    });
-  };
   const auto norm = [&](const Band& band, Member& member, const EngineNorm& of, const float* then) {
-    share_rows(band, member, [&](int64_t begin, int64_t end) {
-      const RowWriter<Number> out{y, true, reinterpret_cast<float*>(own + layout.row)};
-      layer_norm(x, stride, begin, end, shape.dim, of, then, out);
-    });
+    norm_rows(band, member, shape, of, then, x, layout, shared, own);
   };
   // Rows of floats to bytes, for formats that are put as whole rows.
   const auto whole_rows = [&](const Band& band, Member& member, const float* floats,
@@ -125,9 +136,6 @@ FIQA_FAST_INLINE void run_block(Worker& worker, const EngineShape& shape, const 
       });
   };
 
-  worker.share_bands(rows, [&](const Band& band, Member& member) {
-    norm(band, member, block.norm1, block.proj.bias);
-  });
   float* mixed_floats = reinterpret_cast<float*>(shared + layout.mixed_floats);
   worker.share(shape.heads, [&](int64_t head) {
     const int64_t width = 3 * layout.head_width, column_tiles = tiles(width);
@@ -201,7 +209,9 @@ FIQA_FAST_INLINE void run_block(Worker& worker, const EngineShape& shape, const 
         hidden_product([=](Vec value) { return gelu(value) + broadcast(shift); });
       whole_rows(band, member, hidden_floats, layout.hidden_stride, wide_steps * Number::kDepth,
                  false, hidden);
-      const char* next = left > kSlice ? moved(in_slice, kSlice / kSide).data : after;
+      const char* next = left > kSlice      ? moved(in_slice, kSlice / kSide).data
+                         : after != nullptr ? after->qkv.weight
+                                            : nullptr;
       accumulate<Number>(member, band, hidden, out_slice, tiles(shape.dim), wide_steps, next, x,
                          stride);
     }
@@ -212,6 +222,7 @@ FIQA_FAST_INLINE void run_block(Worker& worker, const EngineShape& shape, const 
     project(band, member);
     norm(band, member, block.norm2, block.fc2.bias);
     mlp(band, member);
+    if (after != nullptr) norm(band, member, after->norm1, after->proj.bias);
   });
 }
 

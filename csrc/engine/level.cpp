@@ -69,11 +69,15 @@ void work(const EnginePass& pass, char* own) {
     begin.template operator()<typename Patch::WholeRows, uint8_t>();
   else if (pass.pixels != nullptr)
     begin.template operator()<Patch, float>();
-  for (int64_t number = pass.first; number < pass.last; ++number) {
-    const bool more = number + 1 < pass.last;
-    run_block<Number>(worker, shape, pass.blocks[number], pass.x, pass.images, layout, pass.shared,
-                      own, more ? pass.blocks[number + 1].qkv.weight : nullptr);
-  }
+  if (pass.first == pass.last) return;
+  const EngineBlock *block = pass.blocks + pass.first, *end = pass.blocks + pass.last;
+  worker.share_bands(pass.images * shape.tokens(), [&](const Band& band, Member& member) {
+    norm_rows(band, member, shape, block->norm1, block->proj.bias, pass.x, layout, pass.shared,
+              own);
+  });
+  for (; block < end; ++block)
+    run_block(worker, shape, *block, block + 1 < end ? block + 1 : nullptr, pass.x, pass.images,
+              layout, pass.shared, own);
 }
 
 template <class Number>

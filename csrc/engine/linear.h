@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of whole matrices. Two tiles of columns are a panel, which stays in the first cache
-// while all rows pass it; panels are what threads share.
+// Products of whole matrices. Two tiles of columns are a panel, which stays in the first caches
+// while a band of rows passes it; panels are what threads share.
 #pragma once
 
 #include "engine/columns.h"
@@ -141,7 +141,8 @@ FIQA_FAST_INLINE void accumulate(Member& member, const Band& band, const Operand
     product<Number>(member, band, a, b, column_tiles, step_count, after,
                     [&](int64_t row, int64_t column, int64_t width, const auto& value) {
                       float* to = c + row * stride + column;
-                      const float* soon = to + 8 * stride;  // a row that comes soon, to be fetched
+                      // A row that comes soon, to be fetched; not one of another band.
+                      const float* soon = row + 8 < band.end ? to + 8 * stride : to;
                       __builtin_prefetch(soon, 1), __builtin_prefetch(soon + kSide, 1);
                       for (int64_t i = 0; i < width; i += kLanes)
                         store(to + i, load(to + i) + value(i));

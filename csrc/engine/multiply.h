@@ -114,16 +114,21 @@ struct Cut {
 };
 #endif
 
+// Steps at a time: the columns of so many stay in the first cache while rows pass them.
+#if defined(__AVX512F__)
+template <int kTiles>
+constexpr int64_t kStepsAtOnce = 16;
+#else
+template <int kTiles>
+constexpr int64_t kStepsAtOnce = 16 / kTiles;
+#endif
+
 template <class Number, int kTiles>
 constexpr int64_t cut_tiles() {
   int64_t rows = 0;
   for (const int count : Cut<Number, kTiles>::kRows) rows += count;
   return rows / kSide;
 }
-
-// Steps at a time: the columns of so many stay in the first cache, 16 KiB, while rows pass them.
-template <int kTiles>
-constexpr int64_t kStepsAtOnce = 16 / kTiles;
 
 // A register from anywhere, and back; and the four bytes at `from` in all lanes.
 template <class Register>
@@ -249,11 +254,10 @@ struct Multiply {
           for (turns += count; turns >= kTurns; turns -= kTurns) meanwhile.step();
           const char* tile = a.data + r * a.tile + first * a.step;
           const char* other = a.data + (left > count ? first + count : 0) * a.step;
-          if (r == 0 || rows > r * kSide)
-            multiply_cuts<Number, kTiles>(
-                tile, gap, r + kCutTiles < kRowTiles ? tile + kCutTiles * a.tile : other,
-                rows - r * kSide, columns, count, kAdd || first > 0,
-                c + r * kSide * stride + t * kSide, stride);
+          multiply_cuts<Number, kTiles>(
+              tile, gap, r + kCutTiles < kRowTiles ? tile + kCutTiles * a.tile : other,
+              rows - r * kSide, columns, count, kAdd || first > 0,
+              c + r * kSide * stride + t * kSide, stride);
         }
       }
   }
@@ -327,9 +331,9 @@ struct Multiply<Int8, kAdd, kRowTiles, kColumnTiles> {
 };
 #endif
 
-// The fewest rows of a band of those that threads share (team.h): with less, reading the weights
-// shows. A tile unit would do more rows behind the last for every band; its products are shared by
-// columns alone.
+// About the fewest rows of a band of those that threads share (team.h): each band reads all
+// weights, which shows where there is less to do with them. A tile unit is done with them too soon
+// at any rate; its products are shared by columns alone.
 template <class Number>
 constexpr int64_t kBandRows = 64;
 #if defined(__AMX_BF16__)

@@ -18,11 +18,6 @@ FIQA_FAST_INLINE Counts load_counts(const float* from) {
   return out;
 }
 
-FIQA_FAST_INLINE void store_counts(float* to, Counts value) {
-  for (int p = 0; p < kParts; ++p)
-    *reinterpret_cast<IntsAnywhere*>(to + p * kWidth) = value.part[p];
-}
-
 FIQA_FAST_INLINE Vec floats(Counts value) {
   Vec out;
   for (int p = 0; p < kParts; ++p) out.part[p] = __builtin_convertvector(value.part[p], Floats);

@@ -39,6 +39,7 @@ struct Band {
 // A thread's way through a list of work.
 class Member {
  public:
+  Member() = default;
   explicit Member(Team::List& list) : list_(&list) {}
 
   // work(item) for all below `count`, each by one of the threads; returns when all are done.
@@ -72,7 +73,7 @@ class Member {
                                        __ATOMIC_RELAXED);
   }
 
-  Team::List* list_;
+  Team::List* list_ = nullptr;
   int64_t phase_ = 0;  // share()s so far
   int64_t all_ = 0;    // their items
 };
@@ -80,7 +81,12 @@ class Member {
 // A thread's way through all lists of a pass.
 class Worker {
  public:
-  Worker(Team& team, int64_t bands) : Worker(team, bands, Lists()) {}
+  Worker(Team& team, int64_t bands)
+      : all_(team.all),
+        count_(bands),
+        home_(__atomic_fetch_add(&team.members, 1, __ATOMIC_RELAXED) % bands) {
+    for (int64_t n = 0; n < bands; ++n) bands_[n] = Member(team.bands[n]);
+  }
 
   // As Member's, for work that concerns all rows.
   template <class Work>
@@ -89,29 +95,23 @@ class Worker {
   }
 
   // work(band, member) for every band of so many rows; member.share() is what is done there, by
-  // whoever comes. A band begins at a multiple of sixteen.
+  // whoever comes. Returns when all of it is done.
   template <class Work>
   void share_bands(int64_t rows, Work work) {
-    const auto begin = [=, this](int64_t n) { return (rows * n / count_ + 8) / 16 * 16; };
+    const auto begin = [=, this](int64_t n) {
+      const int64_t row = (rows * n / count_ + kBandUnit / 2) / kBandUnit * kBandUnit;
+      return row < rows && n < count_ ? row : rows;
+    };
     for (int64_t turn = 0; turn < count_; ++turn) {
       const int64_t n = (home_ + turn) % count_;
-      work(Band{begin(n), n + 1 < count_ ? begin(n + 1) : rows}, bands_[n]);
+      const Band band{begin(n), begin(n + 1)};
+      if (band.rows() > 0) work(band, bands_[n]);
     }
   }
 
  private:
-  template <int64_t... kN>
-  struct Numbers {};
-  using Lists = Numbers<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
-
-  template <int64_t... kN>
-  Worker(Team& team, int64_t bands, Numbers<kN...>)
-      : all_(team.all),
-        bands_{Member(team.bands[kN])...},
-        count_(bands),
-        home_(__atomic_fetch_add(&team.members, 1, __ATOMIC_RELAXED) % bands) {
-    static_assert(sizeof...(kN) == kMaxBands);
-  }
+  // Bands begin at multiples of two tiles of rows, which products take at a time.
+  static constexpr int64_t kBandUnit = 32;
 
   Member all_, bands_[kMaxBands];
   const int64_t count_, home_;

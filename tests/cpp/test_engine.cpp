@@ -38,11 +38,12 @@ struct Case {
 };
 
 constexpr Case kCases[] = {
-    {"heads of 8, pixels left over", {20, 3, 0, 24, 3, 60, true}, 1, true},    // 36 tokens
-    {"heads of 11, an odd width", {15, 3, 0, 33, 3, 66, false}, 2, true},      // 25
-    {"heads of 64, a prefix token", {24, 3, 1, 128, 2, 600, true}, 1, false},  // 65
-    {"heads of 128", {12, 3, 1, 128, 1, 48, false}, 1, true},                  // 17
-    {"heads of one", {8, 2, 0, 5, 5, 36, false}, 2, false},                    // 16
+    {"heads of 8, pixels left over", {20, 3, 0, 24, 3, 60, true}, 1, true},       // 36 tokens
+    {"heads of 11, an odd width", {15, 3, 0, 33, 3, 66, false}, 2, true},         // 25
+    {"heads of 64, a prefix token", {24, 3, 1, 128, 2, 600, true}, 1, false},     // 65
+    {"patches in slices, and the MLP", {112, 14, 0, 16, 1, 600, true}, 2, true},  // 64
+    {"heads of 128", {12, 3, 1, 128, 1, 48, false}, 1, true},                     // 17
+    {"heads of one", {8, 2, 0, 5, 5, 36, false}, 2, false},                       // 16
     {"one token of many pixels", {16, 16, 0, 48, 3, 100, true}, 2, true},
     {"many tokens", {34, 2, 0, 20, 1, 24, false}, 1, true},  // 289
     {"a wide MLP", {9, 3, 3, 24, 2, 1100, true}, 1, false},  // 12
