@@ -130,7 +130,7 @@ constexpr int64_t cut_tiles() {
   return rows / kSide;
 }
 
-// A register from anywhere, and back; and the four bytes at `from` in all lanes.
+// A register from anywhere; and the four bytes at `from`, in all lanes.
 template <class Register>
 FIQA_FAST_INLINE Register load_register(const void* from) {
   Register out;
@@ -332,8 +332,8 @@ struct Multiply<Int8, kAdd, kRowTiles, kColumnTiles> {
 #endif
 
 // About the fewest rows of a band of those that threads share (team.h): each band reads all
-// weights, which shows where there is less to do with them. A tile unit is done with them too soon
-// at any rate; its products are shared by columns alone.
+// weights, which shows where there is less to do with them. A tile unit, which is done with them
+// sooner, shares its products by columns alone; bands were not measured there.
 template <class Number>
 constexpr int64_t kBandRows = 64;
 #if defined(__AMX_BF16__)

@@ -117,28 +117,45 @@ void test_bands_are_ones_own() {
   }
 }
 
+// Every row is in one band, however few there are.
+void test_few_rows() {
+  for (const int64_t rows : {1, 15, 20, 49, 100, 530}) {
+    Team team;
+    team_test::Worker worker(team, kMaxBands);
+    int64_t all = 0;
+    bool inside = true;
+    worker.share_bands(rows, [&](const team_test::Band& band, team_test::Member&) {
+      inside = inside && band.begin >= 0 && band.begin < band.end && band.end <= rows;
+      all += band.rows();
+    });
+    expect(inside && all == rows, "rows of all bands", static_cast<double>(all), rows);
+  }
+}
+
 // One band is finished while an item of another has not ended.
 void test_bands_do_not_wait() {
   Team team;
-  std::atomic<bool> begun{false}, done{false};
+  std::atomic<bool> begun{false}, done{false}, in_time{false};
   std::thread other([&] {
     team_test::Worker worker(team, 2);
-    worker.share_bands(kRows, [&](const team_test::Band&, team_test::Member& member) {
+    worker.share_bands(kRows, [&](const team_test::Band& band, team_test::Member& member) {
       member.share(1, [&](int64_t) {
+        if (band.begin > 0) return;
         begun = true;
-        while (!done) std::this_thread::yield();
+        for (int i = 0; i < 20000 && !done; ++i)
+          std::this_thread::sleep_for(std::chrono::microseconds(100));
+        in_time = done.load();
       });
     });
   });
   while (!begun) std::this_thread::yield();
   team_test::Worker worker(team, 2);
-  int64_t turn = 0;
   worker.share_bands(kRows, [&](const team_test::Band&, team_test::Member& member) {
-    if (turn++ > 0) return;
     member.share(1, [](int64_t) {});
     done = true;
   });
   other.join();
+  expect(in_time, "a band waited for another", 1, 0);
 }
 
 }  // namespace
@@ -149,6 +166,7 @@ int main() {
       for (const int64_t bands : {1, 2, 3, 16})
         for (const bool late : {false, true}) test_threads(threads, bands, 100, late);
   test_bands_are_ones_own();
+  test_few_rows();
   test_bands_do_not_wait();
   printf("team: %d failures\n", failures);
   return failures ? 1 : 0;
