@@ -10,13 +10,7 @@
 
 namespace fiqa_fast::FIQA_FAST_ISA {
 
-// A block of up to 32 x 32 sums, rows of 32 floats.
-struct Sums {
-  alignas(64) float data[32 * 32];
-  int64_t row, rows;
-};
-
-// A row of such a block as floats: value(i) is its sums i to i + 15.
+// A row of 32 sums as floats: value(i) is its sums i to i + 15.
 template <class Number>
 struct RowOfSums {
   const float* data;
@@ -31,34 +25,12 @@ struct RowOfSums {
   }
 };
 
-// What is done between the steps of a product, while a tile unit works: the weights that come next
-// are fetched, and the sums of the product before are finished, row by row.
-template <class Done>
-struct Meanwhile {
-  const char* next;  // of the weights
-  int64_t lines;     // for every step
-  Sums* sums;        // of the product before
-  int64_t finished;  // of its rows
-  int64_t quota;     // of rows for every step
-  const Done& done;
-
-  __attribute__((always_inline)) void finish(int64_t until) {
-    for (; finished < until; ++finished) done(sums->row + finished, sums->data + finished * 32);
-  }
-  __attribute__((always_inline)) void step() {
-    for (int64_t i = 0; i < lines; ++i, next += kLineBytes) __builtin_prefetch(next, 0, 2);
-    const int64_t until = finished + quota;
-    finish(until < sums->rows ? until : sums->rows);
-  }
-};
-
-// How many lines to fetch for every step of a product of so many steps and pairs of rows, so that
-// the next panel, of the same size, is there when this one is done.
+// The panel at `next`, or null, of the same size: fetched when this one is done.
 template <class Number>
-FIQA_FAST_INLINE int64_t lines_per_step(const char* next, int64_t rows, int64_t step_count) {
-  if (next == nullptr) return 0;
+FIQA_FAST_INLINE Coming coming_panel(const char* next, int64_t rows, int64_t step_count) {
   const int64_t bytes = 2 * step_count * Number::kParts * kTileBytes;
-  return parts_of(bytes, parts_of(rows, 2 * kSide) * step_count * kLineBytes);
+  const int64_t steps = parts_of(rows, 2 * kSide) * step_count;
+  return {next, next == nullptr ? 0 : parts_of(bytes, steps * kLineBytes)};
 }
 
 // One panel of columns with a band of rows: done(row, column, width, value) for each row and up to
@@ -81,12 +53,8 @@ FIQA_FAST_INLINE void product_panel(const Operand& a, const Band& band, const Op
   };
   Sums sums[2];  // by turns
   sums[1].rows = 0;
-  Meanwhile<decltype(row_done)> meanwhile{next,
-                                          lines_per_step<Number>(next, band.rows(), step_count),
-                                          &sums[1],
-                                          0,
-                                          parts_of(32, step_count),
-                                          row_done};
+  Meanwhile<decltype(row_done)> meanwhile{coming_panel<Number>(next, band.rows(), step_count),
+                                          &sums[1], 0, parts_of(32, step_count), row_done};
   for (int64_t row = band.begin, turn = 0; row < band.end; row += 2 * kSide, turn ^= 1) {
     Sums& now = sums[turn];
     now.row = row, now.rows = band.end - row < 2 * kSide ? band.end - row : 2 * kSide;
@@ -117,20 +85,16 @@ FIQA_FAST_INLINE void accumulate(Member& member, const Band& band, const Operand
       const int64_t tile = 2 * panel;
       const char* next = tile + 2 < column_tiles ? moved(b, tile + 2).data : after;
       // Instead of sums to be finished: the rows of c that come next, to be fetched.
-      Sums coming;
+      Sums rows;
       const auto fetch = [&](int64_t row, const float*) {
         const float* line = c + row * stride + tile * kSide;
         __builtin_prefetch(line, 1), __builtin_prefetch(line + kSide, 1);
       };
-      Meanwhile<decltype(fetch)> meanwhile{next,
-                                           lines_per_step<Number>(next, band.rows(), step_count),
-                                           &coming,
-                                           0,
-                                           parts_of(32, step_count),
-                                           fetch};
+      Meanwhile<decltype(fetch)> meanwhile{coming_panel<Number>(next, band.rows(), step_count),
+                                           &rows, 0, parts_of(32, step_count), fetch};
       for (int64_t row = band.begin; row < band.end; row += 2 * kSide) {
-        coming.row = row + 2 * kSide;
-        coming.rows = band.end - coming.row < 2 * kSide ? band.end - coming.row : 2 * kSide;
+        rows.row = row + 2 * kSide;
+        rows.rows = band.end - rows.row < 2 * kSide ? band.end - rows.row : 2 * kSide;
         meanwhile.finished = 0;
         multiply<Number, true>(band.end - row, tile + 1 < column_tiles, moved(a, row / kSide),
                                moved(b, tile), step_count, c + row * stride + tile * kSide, stride,

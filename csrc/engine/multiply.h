@@ -4,7 +4,7 @@
 // the rows and columns beside it.
 #pragma once
 
-#include "engine/number.h"
+#include "engine/multiply_vectors.h"
 
 #if defined(__AMX_BF16__)
 #include "engine/multiply_amx.h"
@@ -12,355 +12,50 @@
 
 namespace fiqa_fast::FIQA_FAST_ISA {
 
-// Nothing to do meanwhile: see Meanwhile in linear.h.
-struct Idle {
-  FIQA_FAST_INLINE void step() {}
-};
-
-// What one instruction multiplies: a word of a row, in all lanes, and a register of columns, one
-// word of each; and what it adds to.
+// Whether a tile unit multiplies such numbers.
 template <class Number>
-struct Products;
-
-template <>
-struct Products<Float32> {
-  using Word = Floats;
-  using Columns = Floats;
-  using Sums = Floats;
-  FIQA_FAST_INLINE Sums begin(const Operand&, int64_t) { return Floats{}; }
-  FIQA_FAST_INLINE Sums add(Word word, Columns columns, Sums sums) {
-    return fma(word, columns, sums);
-  }
-};
-
-#if defined(__AVX512BF16__)
-template <>
-struct Products<Bfloat16> {
-  using Word = Ints;
-  using Columns = Ints;
-  using Sums = Floats;
-  FIQA_FAST_INLINE Sums begin(const Operand&, int64_t) { return Floats{}; }
-  FIQA_FAST_INLINE Sums add(Word word, Columns columns, Sums sums) {
-    return _mm512_dpbf16_ps(sums, (__m512bh)word, (__m512bh)columns);
-  }
-};
-#endif
-
-#if defined(__AVX2__)
-template <>
-struct Products<Int8> {
-  using Word = Ints;
-  using Columns = Ints;
-  using Sums = Ints;
-  FIQA_FAST_INLINE Sums begin(const Operand& columns, int64_t column) {
-    return *reinterpret_cast<const IntsAnywhere*>(columns.begin + column);
-  }
-  // Four products of bytes for every sum. Before VNNI they are added in pairs, in sixteen bits: see
-  // Int8::kColumnTop.
-  FIQA_FAST_INLINE Sums add(Word word, Columns columns, Sums sums) {
-#if defined(__AVX512VNNI__)
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)word, (__m512i)columns);
-#elif defined(__AVX512F__)
-    const __m512i pairs = _mm512_maddubs_epi16((__m512i)word, (__m512i)columns);
-    return sums + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
-#else
-    const __m256i pairs = _mm256_maddubs_epi16((__m256i)word, (__m256i)columns);
-    return sums + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#endif
-  }
-};
-#endif
-
-// How rows are cut: as many sums at a time as there are registers for, beside the lines and a word.
-// The sums of integers, one cycle each, need no more than hide the multiplications. `kTiles` of
-// columns are taken at a time, and the cuts make up one tile of rows, or two.
-#if defined(__AVX512F__)
-template <class Number>
-constexpr int kTilesAtOnce = 2;
-template <class Number, int kTiles>
-struct Cut {
-  static constexpr int kRows[] = {8, 8};
-};
-#elif defined(__AVX2__)
-template <class Number>
-constexpr int kTilesAtOnce = 1;
-template <>
-constexpr int kTilesAtOnce<Float32> = 2;
-template <class Number, int kTiles>
-struct Cut {
-  static constexpr int kRows[] = {6, 5, 5};
-};
-template <>
-struct Cut<Float32, 2> {
-  static constexpr int kRows[] = {3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2};
-};
-template <>
-struct Cut<Int8, 1> {
-  static constexpr int kRows[] = {4, 4, 4, 4};
-};
-#elif defined(__aarch64__)
-template <class Number>
-constexpr int kTilesAtOnce = 1;
-template <class Number, int kTiles>
-struct Cut {
-  static constexpr int kRows[] = {4, 4, 4, 4};
-};
-#else
-template <class Number>
-constexpr int kTilesAtOnce = 1;
-template <class Number, int kTiles>
-struct Cut {
-  static constexpr int kRows[] = {2, 2, 2, 2, 2, 2, 2, 2};
-};
-#endif
-
-// Steps at a time: the columns of so many stay in the first cache while rows pass them.
-#if defined(__AVX512F__)
-template <int kTiles>
-constexpr int64_t kStepsAtOnce = 16;
-#else
-template <int kTiles>
-constexpr int64_t kStepsAtOnce = 16 / kTiles;
-#endif
-
-template <class Number, int kTiles>
-constexpr int64_t cut_tiles() {
-  int64_t rows = 0;
-  for (const int count : Cut<Number, kTiles>::kRows) rows += count;
-  return rows / kSide;
-}
-
-// A register from anywhere; and the four bytes at `from`, in all lanes.
-template <class Register>
-FIQA_FAST_INLINE Register load_register(const void* from) {
-  Register out;
-  memcpy(&out, from, sizeof(out));
-  return out;
-}
-
-template <class Register>
-FIQA_FAST_INLINE Register load_word(const char* from) {
-  using Lane = decltype(Register{}[0] + 0);
-  Lane lane;
-  memcpy(&lane, from, sizeof(lane));
-  return lane - Register{};
-}
-
-// c, of rows of `stride` floats, becomes or grows by the product of kRows rows, of which kFirst are
-// in one tile and the others, `gap` bytes further, in the next. Meanwhile those at `then` are
-// fetched, which come next. Not inlined: the loops are long beside a call, and there are many
-// callers.
-template <class Number, int kRows, int kTiles, int kFirst>
-static __attribute__((noinline)) void multiply_rows(const char* rows, int64_t gap, const char* then,
-                                                    const Operand& b, int64_t step_count, bool add,
-                                                    float* c, int64_t stride) {
-  using P = Products<Number>;
-  constexpr int kRegisters = kTiles * kParts;
-  typename P::Sums sums[kRows][kRegisters];
-#pragma GCC unroll 8
-  for (int i = 0; i < kRegisters; ++i) {
-    const auto begin = P::begin(b, i * kWidth);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-      sums[r][i] = add ? load_register<typename P::Sums>(c + r * stride + i * kWidth) : begin;
-  }
-  const char* columns = b.data;
-  const int64_t tile = b.tile, ahead = then - rows;
-  for (int64_t step = 0; step < step_count; ++step, rows += kTileBytes, columns += kTileBytes) {
-#pragma GCC unroll 8
-    for (int r = 0; r < Cut<Number, kTiles>::kRows[0]; ++r)  // no cut has more
-      __builtin_prefetch(rows + ahead + r * kLineBytes);
-// One at a time was 0.75 to 0.95 times as fast (an EPYC with AVX2, in the first cache), eight at a
-// time no faster than four.
-#pragma GCC unroll 4
-    for (int64_t word = 0; word < kSide; ++word) {
-      const auto load_row = [=](int r) {
-        return load_word<typename P::Word>(rows + (r < kFirst ? 0 : gap) + r * kLineBytes +
-                                           word * 4);
-      };
-      const auto load_columns = [=](int i) {
-        return load_register<typename P::Columns>(columns + i / kParts * tile + word * kLineBytes +
-                                                  i % kParts * kWidth * 4);
-      };
-      // What there is less of is kept, the other loaded one by one.
-      if constexpr (kRows < kRegisters) {
-        typename P::Word words[kRows];
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) words[r] = load_row(r);
-#pragma GCC unroll 8
-        for (int i = 0; i < kRegisters; ++i) {
-          const auto some = load_columns(i);
-#pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) sums[r][i] = P::add(words[r], some, sums[r][i]);
-        }
-      } else {
-        typename P::Columns all[kRegisters];
-#pragma GCC unroll 8
-        for (int i = 0; i < kRegisters; ++i) all[i] = load_columns(i);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const auto factor = load_row(r);
-#pragma GCC unroll 8
-          for (int i = 0; i < kRegisters; ++i) sums[r][i] = P::add(factor, all[i], sums[r][i]);
-        }
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int i = 0; i < kRegisters; ++i)
-      memcpy(c + r * stride + i * kWidth, &sums[r][i], sizeof(sums[r][i]));
-}
-
-// `count` rows of a tile or two, from row kRow on, cut as the registers want it. `gap`: from the
-// first tile's end to the next. The rows at `then` come next.
-template <class Number, int kTiles, int I = 0, int kRow = 0>
-FIQA_FAST_INLINE void multiply_cuts(const char* rows, int64_t gap, const char* then, int64_t count,
-                                    const Operand& b, int64_t step_count, bool add, float* c,
-                                    int64_t stride) {
-  constexpr auto& kCuts = Cut<Number, kTiles>::kRows;
-  constexpr int kLast = static_cast<int>(sizeof(kCuts) / sizeof(kCuts[0])) - 1;
-  constexpr int kRows = kCuts[I], kEnd = kRow + kRows;
-  constexpr int kFirst = kRow < kSide && kEnd > kSide ? kSide - kRow : kRows;
-  const auto row = [=](int64_t r) { return rows + (r < kSide ? 0 : gap) + r * kLineBytes; };
-  multiply_rows<Number, kRows, kTiles, kFirst>(row(kRow), gap,
-                                               count > kEnd && I < kLast ? row(kEnd) : then, b,
-                                               step_count, add, c + kRow * stride, stride);
-  if constexpr (I < kLast)
-    if (count > kEnd)
-      multiply_cuts<Number, kTiles, I + 1, kEnd>(rows, gap, then, count, b, step_count, add, c,
-                                                 stride);
-}
-
-template <class Number, bool kAdd, int kRowTiles, int kColumnTiles>
-struct Multiply {
-  template <class Meanwhile>
-  FIQA_FAST_INLINE void run(int64_t rows, const Operand& a, const Operand& b, int64_t step_count,
-                            float* c, int64_t stride, Meanwhile& meanwhile) {
-    constexpr int kTiles = kColumnTiles == kTilesAtOnce<Number> ? kColumnTiles : 1;
-    constexpr int64_t kSteps = kStepsAtOnce<kTiles>;
-    constexpr int64_t kCutTiles = cut_tiles<Number, kTiles>();
-    // In which a step is done.
-    constexpr int64_t kTurns = (kRowTiles + kCutTiles - 1) / kCutTiles * (kColumnTiles / kTiles);
-    const int64_t gap = a.tile - kTileBytes;
-    int64_t turns = 0;
-    for (int64_t t = 0; t < kColumnTiles; t += kTiles)
-      for (int64_t first = 0; first < step_count; first += kSteps) {
-        const int64_t left = step_count - first, count = left < kSteps ? left : kSteps;
-        Operand columns = moved(b, t);
-        columns.data += first * b.step;
-        for (int64_t r = 0; r < kRowTiles; r += kCutTiles) {
-          for (turns += count; turns >= kTurns; turns -= kTurns) meanwhile.step();
-          const char* tile = a.data + r * a.tile + first * a.step;
-          const char* other = a.data + (left > count ? first + count : 0) * a.step;
-          multiply_cuts<Number, kTiles>(
-              tile, gap, r + kCutTiles < kRowTiles ? tile + kCutTiles * a.tile : other,
-              rows - r * kSide, columns, count, kAdd || first > 0,
-              c + r * kSide * stride + t * kSide, stride);
-        }
-      }
-  }
-};
-
+constexpr bool kByTiles = false;
 #if defined(__AMX_BF16__)
-template <bool kAdd, int kRowTiles, int kColumnTiles>
-struct Multiply<Bfloat16, kAdd, kRowTiles, kColumnTiles> {
-  template <class Meanwhile>
-  FIQA_FAST_INLINE void run(int64_t, const Operand& a, const Operand& b, int64_t step_count,
-                            float* c, int64_t stride, Meanwhile& meanwhile) {
-    amx::begin<kAdd, kRowTiles, kColumnTiles>(c, stride);
-    const char *rows = a.data, *columns = b.data;
-    for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
-      meanwhile.step();
-      amx::add<kRowTiles, kColumnTiles, Bfloat16>(rows, a, columns, b);
-    }
-    amx::end<kRowTiles, kColumnTiles>(c, stride);
-  }
-};
-
-template <bool kAdd, int kRowTiles, int kColumnTiles>
-struct Multiply<SplitFloat32, kAdd, kRowTiles, kColumnTiles> {
-  template <class Meanwhile>
-  FIQA_FAST_INLINE void run(int64_t, const Operand& a, const Operand& b, int64_t step_count,
-                            float* c, int64_t stride, Meanwhile& meanwhile) {
-    amx::begin<kAdd, kRowTiles, kColumnTiles>(c, stride);
-    const char *rows = a.data, *columns = b.data;
-    for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
-      meanwhile.step();
-      // The small products first.
-      amx::add<kRowTiles, kColumnTiles, Bfloat16>(rows + a.part, a, columns, b);
-      amx::add<kRowTiles, kColumnTiles, Bfloat16>(rows, a, columns + b.part, b);
-      amx::add<kRowTiles, kColumnTiles, Bfloat16>(rows, a, columns, b);
-    }
-    amx::end<kRowTiles, kColumnTiles>(c, stride);
-  }
-};
-
-template <bool kAdd, int kRowTiles, int kColumnTiles>
-struct Multiply<SplitColumns, kAdd, kRowTiles, kColumnTiles> {
-  template <class Meanwhile>
-  FIQA_FAST_INLINE void run(int64_t, const Operand& a, const Operand& b, int64_t step_count,
-                            float* c, int64_t stride, Meanwhile& meanwhile) {
-    amx::begin<kAdd, kRowTiles, kColumnTiles>(c, stride);
-    const char *rows = a.data, *columns = b.data;
-    for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
-      meanwhile.step();
-      amx::add<kRowTiles, kColumnTiles, Bfloat16>(rows, a, columns + b.part, b);
-      amx::add<kRowTiles, kColumnTiles, Bfloat16>(rows, a, columns, b);
-    }
-    amx::end<kRowTiles, kColumnTiles>(c, stride);
-  }
-};
-
-template <bool kAdd, int kRowTiles, int kColumnTiles>
-struct Multiply<Int8, kAdd, kRowTiles, kColumnTiles> {
-  static_assert(!kAdd);
-  template <class Meanwhile>
-  FIQA_FAST_INLINE void run(int64_t, const Operand& a, const Operand& b, int64_t step_count,
-                            float* c, int64_t stride, Meanwhile& meanwhile) {
-    // The same line for all rows.
-    amx::begin<true, kRowTiles, kColumnTiles>(reinterpret_cast<const float*>(b.begin), 0);
-    const char *rows = a.data, *columns = b.data;
-    for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
-      meanwhile.step();
-      amx::add<kRowTiles, kColumnTiles, Int8>(rows, a, columns, b);
-    }
-    amx::end<kRowTiles, kColumnTiles>(c, stride);
-  }
-};
+template <>
+constexpr bool kByTiles<SplitFloat32> = true;
+template <>
+constexpr bool kByTiles<SplitColumns> = true;
+template <>
+constexpr bool kByTiles<Bfloat16> = true;
+template <>
+constexpr bool kByTiles<Int8> = true;
 #endif
 
 // About the fewest rows of a band of those that threads share (team.h): each band reads all
 // weights, which shows where there is less to do with them. A tile unit, which is done with them
 // sooner, shares its products by columns alone; bands were not measured there.
 template <class Number>
-constexpr int64_t kBandRows = 64;
-#if defined(__AMX_BF16__)
-constexpr int64_t kNoBands = INT64_MAX;
-template <>
-constexpr int64_t kBandRows<Bfloat16> = kNoBands;
-template <>
-constexpr int64_t kBandRows<SplitFloat32> = kNoBands;
-template <>
-constexpr int64_t kBandRows<Int8> = kNoBands;
-#endif
+constexpr int64_t kBandRows = kByTiles<Number> ? INT64_MAX : 64;
 
-// Up to 32 of `rows` rows; a few behind the last may be computed as well. `meanwhile` is told of
-// every step: what the tile unit leaves idle can be used. Without one it is told of several at
-// once.
+// Up to 32 of `rows` rows; a few behind the last may be computed as well. c becomes the product or,
+// with kAdd, grows by it.
 template <class Number, bool kAdd, class Meanwhile>
 FIQA_FAST_INLINE void multiply(int64_t rows, bool two_columns, const Operand& a, const Operand& b,
                                int64_t step_count, float* c, int64_t stride, Meanwhile& meanwhile) {
+  const auto tiles = [&]<int kRowTiles, int kColumnTiles>() __attribute__((always_inline)) {
+#if defined(__AMX_BF16__)
+    if constexpr (kByTiles<Number>)
+      return multiply_by_tiles<Number, kAdd, kRowTiles, kColumnTiles>(a, b, step_count, c, stride,
+                                                                      meanwhile);
+    else
+#endif
+      multiply_by_vectors<Number, kAdd, kRowTiles, kColumnTiles>(rows, a, b, step_count, c, stride,
+                                                                 meanwhile);
+  };
   const bool two_rows = rows > kSide;
   if (two_rows && two_columns)
-    Multiply<Number, kAdd, 2, 2>::run(rows, a, b, step_count, c, stride, meanwhile);
+    tiles.template operator()<2, 2>();
   else if (two_rows)
-    Multiply<Number, kAdd, 2, 1>::run(rows, a, b, step_count, c, stride, meanwhile);
+    tiles.template operator()<2, 1>();
   else if (two_columns)
-    Multiply<Number, kAdd, 1, 2>::run(rows, a, b, step_count, c, stride, meanwhile);
+    tiles.template operator()<1, 2>();
   else
-    Multiply<Number, kAdd, 1, 1>::run(rows, a, b, step_count, c, stride, meanwhile);
+    tiles.template operator()<1, 1>();
 }
 
 }  // namespace fiqa_fast::FIQA_FAST_ISA

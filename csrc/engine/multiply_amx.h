@@ -6,7 +6,7 @@
 // _tile_loadconfig names 8 of 64 bytes), so stores before them may come too late.
 #pragma once
 
-#include "engine/number.h"
+#include "engine/meanwhile.h"
 
 namespace fiqa_fast::FIQA_FAST_ISA {
 
@@ -98,5 +98,39 @@ FIQA_FAST_INLINE void end(float* c, int64_t stride) {
   if constexpr (kRowTiles == 2 && kColumnTiles == 2) FIQA_FAST_TILE_STORE(3, below + kSide, line);
 }
 
+// The products that make up that of two numbers, each of a part of a row's and a part of a
+// column's: the small ones first.
+struct Factors {
+  int row, column;
+};
+template <class Number>
+constexpr Factors kProducts[] = {{0, 0}};
+template <>
+constexpr Factors kProducts<SplitFloat32>[] = {{1, 0}, {0, 1}, {0, 0}};
+template <>
+constexpr Factors kProducts<SplitColumns>[] = {{0, 1}, {0, 0}};
+
 }  // namespace amx
+
+template <class Number, bool kAdd, int kRowTiles, int kColumnTiles, class Meanwhile>
+FIQA_FAST_INLINE void multiply_by_tiles(const Operand& a, const Operand& b, int64_t step_count,
+                                        float* c, int64_t stride, Meanwhile& meanwhile) {
+  if constexpr (__is_same(Number, Int8)) {
+    static_assert(!kAdd);  // the same line for all rows
+    amx::begin<true, kRowTiles, kColumnTiles>(reinterpret_cast<const float*>(b.begin), 0);
+  } else {
+    amx::begin<kAdd, kRowTiles, kColumnTiles>(c, stride);
+  }
+  const char *rows = a.data, *columns = b.data;
+  for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
+    meanwhile.coming.fetch_some();
+    meanwhile.finish_some();
+#pragma GCC unroll 3
+    for (const amx::Factors& part : amx::kProducts<Number>)
+      amx::add<kRowTiles, kColumnTiles, Number>(rows + part.row * a.part, a,
+                                                columns + part.column * b.part, b);
+  }
+  amx::end<kRowTiles, kColumnTiles>(c, stride);
+}
+
 }  // namespace fiqa_fast::FIQA_FAST_ISA
