@@ -110,6 +110,17 @@ constexpr Factors kProducts<SplitFloat32>[] = {{1, 0}, {0, 1}, {0, 0}};
 template <>
 constexpr Factors kProducts<SplitColumns>[] = {{0, 1}, {0, 0}};
 
+template <int kRowTiles, int kColumnTiles, class Number, int I = 0>
+FIQA_FAST_INLINE void add_all(const char* rows, const Operand& a, const char* columns,
+                              const Operand& b) {
+  constexpr auto& kAll = kProducts<Number>;
+  if constexpr (I < sizeof(kAll) / sizeof(kAll[0])) {
+    add<kRowTiles, kColumnTiles, Number>(rows + kAll[I].row * a.part, a,
+                                         columns + kAll[I].column * b.part, b);
+    add_all<kRowTiles, kColumnTiles, Number, I + 1>(rows, a, columns, b);
+  }
+}
+
 }  // namespace amx
 
 template <class Number, bool kAdd, int kRowTiles, int kColumnTiles, class Meanwhile>
@@ -125,10 +136,7 @@ FIQA_FAST_INLINE void multiply_by_tiles(const Operand& a, const Operand& b, int6
   for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
     meanwhile.coming.fetch_some();
     meanwhile.finish_some();
-#pragma GCC unroll 3
-    for (const amx::Factors& part : amx::kProducts<Number>)
-      amx::add<kRowTiles, kColumnTiles, Number>(rows + part.row * a.part, a,
-                                                columns + part.column * b.part, b);
+    amx::add_all<kRowTiles, kColumnTiles, Number>(rows, a, columns, b);
   }
   amx::end<kRowTiles, kColumnTiles>(c, stride);
 }
