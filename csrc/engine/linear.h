@@ -4,6 +4,7 @@
 #pragma once
 
 #include "engine/columns.h"
+#include "engine/meanwhile.h"
 #include "engine/multiply.h"
 #include "engine/rows.h"
 #include "engine/team.h"
@@ -25,12 +26,12 @@ struct RowOfSums {
   }
 };
 
-// The panel at `next`, or null, of the same size: fetched when this one is done.
+// The two tiles of columns at `next`, or null, are there when so many rows and tiles of columns
+// have been multiplied.
 template <class Number>
-FIQA_FAST_INLINE Coming coming_panel(const char* next, int64_t rows, int64_t step_count) {
-  const int64_t bytes = 2 * step_count * Number::kParts * kTileBytes;
-  const int64_t steps = parts_of(rows, 2 * kSide) * step_count;
-  return {next, next == nullptr ? 0 : parts_of(bytes, steps * kLineBytes)};
+FIQA_FAST_INLINE Coming coming_panel(const char* next, int64_t rows, int64_t column_tiles) {
+  const int64_t lines = 2 * Number::kParts * kTileBytes / kLineBytes;
+  return {next, next == nullptr ? 0 : lines, rows * column_tiles};
 }
 
 // One panel of columns with a band of rows: done(row, column, width, value) for each row and up to
@@ -51,12 +52,12 @@ FIQA_FAST_INLINE void product_panel(const Operand& a, const Band& band, const Op
     else
       done(row, tile * kSide, 16, value);
   };
-  Sums sums[2];  // by turns
+  SumBlock sums[2];  // by turns
   sums[1].rows = 0;
-  Meanwhile<decltype(row_done)> meanwhile{coming_panel<Number>(next, band.rows(), step_count),
+  Meanwhile<decltype(row_done)> meanwhile{coming_panel<Number>(next, band.rows(), two ? 2 : 1),
                                           &sums[1], 0, parts_of(32, step_count), row_done};
   for (int64_t row = band.begin, turn = 0; row < band.end; row += 2 * kSide, turn ^= 1) {
-    Sums& now = sums[turn];
+    SumBlock& now = sums[turn];
     now.row = row, now.rows = band.end - row < 2 * kSide ? band.end - row : 2 * kSide;
     multiply<Number, false>(now.rows, two, moved(a, row / kSide), columns, step_count, now.data, 32,
                             meanwhile);
@@ -83,22 +84,22 @@ FIQA_FAST_INLINE void accumulate(Member& member, const Band& band, const Operand
   if constexpr (Number::kAddInPlace) {
     member.share(parts_of(column_tiles, 2), [&](int64_t panel) {
       const int64_t tile = 2 * panel;
+      const bool two = tile + 1 < column_tiles;
       const char* next = tile + 2 < column_tiles ? moved(b, tile + 2).data : after;
       // Instead of sums to be finished: the rows of c that come next, to be fetched.
-      Sums rows;
+      SumBlock soon;
       const auto fetch = [&](int64_t row, const float*) {
         const float* line = c + row * stride + tile * kSide;
         __builtin_prefetch(line, 1), __builtin_prefetch(line + kSide, 1);
       };
-      Meanwhile<decltype(fetch)> meanwhile{coming_panel<Number>(next, band.rows(), step_count),
-                                           &rows, 0, parts_of(32, step_count), fetch};
+      Meanwhile<decltype(fetch)> meanwhile{coming_panel<Number>(next, band.rows(), two ? 2 : 1),
+                                           &soon, 0, parts_of(32, step_count), fetch};
       for (int64_t row = band.begin; row < band.end; row += 2 * kSide) {
-        rows.row = row + 2 * kSide;
-        rows.rows = band.end - rows.row < 2 * kSide ? band.end - rows.row : 2 * kSide;
+        soon.row = row + 2 * kSide;
+        soon.rows = band.end - soon.row < 2 * kSide ? band.end - soon.row : 2 * kSide;
         meanwhile.finished = 0;
-        multiply<Number, true>(band.end - row, tile + 1 < column_tiles, moved(a, row / kSide),
-                               moved(b, tile), step_count, c + row * stride + tile * kSide, stride,
-                               meanwhile);
+        multiply<Number, true>(band.end - row, two, moved(a, row / kSide), moved(b, tile),
+                               step_count, c + row * stride + tile * kSide, stride, meanwhile);
       }
     });
   } else {

@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is done beside a product, step by step. A step here is what a tile unit takes at a time: two
-// tiles of rows with two tiles of columns.
+// What is done beside a product, between its steps.
 #pragma once
 
-#include "engine/number.h"
+#include "engine/tile.h"
 
 namespace fiqa_fast::FIQA_FAST_ISA {
 
-// The weights that are read next, fetched line by line: many at once would hold up what the product
-// itself reads (bit by bit was 1.01 to 1.03 times as fast, on an EPYC with AVX-512).
+// The weights that are read behind a product's own, fetched evenly beside it: many lines at once
+// would hold up what it reads itself (evenly was 1.01 to 1.03 times as fast, on an EPYC with
+// AVX-512).
 struct Coming {
   const char* next = nullptr;
-  int64_t lines = 0;  // for every step
-  int64_t due = 0;    // what is left of them, in parts of a step: a row with a tile of columns each
+  int64_t lines = 0;  // for a step of all rows and columns of the product
+  int64_t among = 1;  // rows times tiles of columns, which share them
+  int64_t due = 0;    // what is left of the last share, in parts of a line: so many as `among`
 
-  __attribute__((always_inline)) void fetch_some() {
-    for (int64_t i = 0; i < lines; ++i, next += kLineBytes) __builtin_prefetch(next, 0, 2);
-  }
-  // How many to fetch beside so many rows and tiles of columns instead.
-  __attribute__((always_inline)) int64_t lines_beside(int64_t rows, int64_t column_tiles) {
-    constexpr int64_t kParts = 2 * kSide * 2;
+  // How many of them so many rows and tiles of columns should fetch.
+  __attribute__((always_inline)) int64_t share(int64_t rows, int64_t column_tiles) {
     due += lines * rows * column_tiles;
-    const int64_t count = due / kParts;
-    due -= count * kParts;
+    const int64_t count = due / among;
+    due -= count * among;
     return count;
+  }
+  __attribute__((always_inline)) void fetch(int64_t count) {
+    for (int64_t i = 0; i < count; ++i, next += kLineBytes) __builtin_prefetch(next, 0, 2);
   }
 };
 
@@ -34,7 +34,7 @@ struct Idle {
 };
 
 // A block of up to 32 x 32 sums, rows of 32 floats.
-struct Sums {
+struct SumBlock {
   alignas(64) float data[32 * 32];
   int64_t row, rows;
 };
@@ -44,7 +44,7 @@ struct Sums {
 template <class Done>
 struct Meanwhile {
   Coming coming;
-  Sums* sums;        // of the product before
+  SumBlock* sums;    // of the product before
   int64_t finished;  // of its rows
   int64_t quota;     // of rows for every step
   const Done& done;

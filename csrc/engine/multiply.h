@@ -4,6 +4,7 @@
 // the rows and columns beside it.
 #pragma once
 
+#include "engine/meanwhile.h"
 #include "engine/multiply_vectors.h"
 
 #if defined(__AMX_BF16__)
@@ -33,29 +34,29 @@ template <class Number>
 constexpr int64_t kBandRows = kByTiles<Number> ? INT64_MAX : 64;
 
 // Up to 32 of `rows` rows; a few behind the last may be computed as well. c becomes the product or,
-// with kAdd, grows by it.
-template <class Number, bool kAdd, class Meanwhile>
+// with kAdd, grows by it. `beside`: what is done meanwhile.
+template <class Number, bool kAdd, class Beside>
 FIQA_FAST_INLINE void multiply(int64_t rows, bool two_columns, const Operand& a, const Operand& b,
-                               int64_t step_count, float* c, int64_t stride, Meanwhile& meanwhile) {
-  const auto tiles = [&]<int kRowTiles, int kColumnTiles>() __attribute__((always_inline)) {
+                               int64_t step_count, float* c, int64_t stride, Beside& beside) {
+  const auto product = [&]<int kRowTiles, int kColumnTiles>() __attribute__((always_inline)) {
 #if defined(__AMX_BF16__)
     if constexpr (kByTiles<Number>)
       return multiply_by_tiles<Number, kAdd, kRowTiles, kColumnTiles>(a, b, step_count, c, stride,
-                                                                      meanwhile);
+                                                                      beside);
     else
 #endif
       multiply_by_vectors<Number, kAdd, kRowTiles, kColumnTiles>(rows, a, b, step_count, c, stride,
-                                                                 meanwhile);
+                                                                 beside);
   };
   const bool two_rows = rows > kSide;
   if (two_rows && two_columns)
-    tiles.template operator()<2, 2>();
+    product.template operator()<2, 2>();
   else if (two_rows)
-    tiles.template operator()<2, 1>();
+    product.template operator()<2, 1>();
   else if (two_columns)
-    tiles.template operator()<1, 2>();
+    product.template operator()<1, 2>();
   else
-    tiles.template operator()<1, 1>();
+    product.template operator()<1, 1>();
 }
 
 }  // namespace fiqa_fast::FIQA_FAST_ISA

@@ -6,7 +6,7 @@
 // _tile_loadconfig names 8 of 64 bytes), so stores before them may come too late.
 #pragma once
 
-#include "engine/meanwhile.h"
+#include "engine/number.h"
 
 namespace fiqa_fast::FIQA_FAST_ISA {
 
@@ -104,16 +104,16 @@ struct Factors {
   int row, column;
 };
 template <class Number>
-constexpr Factors kProducts[] = {{0, 0}};
+constexpr Factors kFactors[] = {{0, 0}};
 template <>
-constexpr Factors kProducts<SplitFloat32>[] = {{1, 0}, {0, 1}, {0, 0}};
+constexpr Factors kFactors<SplitFloat32>[] = {{1, 0}, {0, 1}, {0, 0}};
 template <>
-constexpr Factors kProducts<SplitColumns>[] = {{0, 1}, {0, 0}};
+constexpr Factors kFactors<SplitColumns>[] = {{0, 1}, {0, 0}};
 
 template <int kRowTiles, int kColumnTiles, class Number, int I = 0>
 FIQA_FAST_INLINE void add_all(const char* rows, const Operand& a, const char* columns,
                               const Operand& b) {
-  constexpr auto& kAll = kProducts<Number>;
+  constexpr auto& kAll = kFactors<Number>;
   if constexpr (I < sizeof(kAll) / sizeof(kAll[0])) {
     add<kRowTiles, kColumnTiles, Number>(rows + kAll[I].row * a.part, a,
                                          columns + kAll[I].column * b.part, b);
@@ -123,19 +123,21 @@ FIQA_FAST_INLINE void add_all(const char* rows, const Operand& a, const char* co
 
 }  // namespace amx
 
-template <class Number, bool kAdd, int kRowTiles, int kColumnTiles, class Meanwhile>
+template <class Number, bool kAdd, int kRowTiles, int kColumnTiles, class Beside>
 FIQA_FAST_INLINE void multiply_by_tiles(const Operand& a, const Operand& b, int64_t step_count,
-                                        float* c, int64_t stride, Meanwhile& meanwhile) {
+                                        float* c, int64_t stride, Beside& beside) {
   if constexpr (__is_same(Number, Int8)) {
-    static_assert(!kAdd);  // the same line for all rows
+    static_assert(!kAdd);
+    // The same line for all rows.
     amx::begin<true, kRowTiles, kColumnTiles>(reinterpret_cast<const float*>(b.begin), 0);
   } else {
     amx::begin<kAdd, kRowTiles, kColumnTiles>(c, stride);
   }
   const char *rows = a.data, *columns = b.data;
+  const int64_t lines = beside.coming.share(kRowTiles * kSide, kColumnTiles);
   for (int64_t step = 0; step < step_count; ++step, rows += a.step, columns += b.step) {
-    meanwhile.coming.fetch_some();
-    meanwhile.finish_some();
+    beside.coming.fetch(lines);
+    beside.finish_some();
     amx::add_all<kRowTiles, kColumnTiles, Number>(rows, a, columns, b);
   }
   amx::end<kRowTiles, kColumnTiles>(c, stride);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "engine/meanwhile.h"
+#include "engine/number.h"
 
 namespace fiqa_fast::FIQA_FAST_ISA {
 
@@ -103,9 +104,9 @@ struct Cut {
 };
 #endif
 
-// Steps at a time: the 16 KiB of their columns stay in the first cache while rows pass them. Of its
-// 48 KiB on Zen 5, 32 were too many, because half of every tile of rows is read at a time, and that
-// meets half of the cache's sets: float32 1.07, bfloat16 1.02 times as fast with one image.
+// Steps at a time: the 16 KiB of their columns stay in the first cache while rows pass them. With
+// 32 of the 48 KiB that an EPYC's AVX-512 has, float32 of one image was 0.93, bfloat16 0.98 times
+// as fast: half of every tile of rows is read at a time, from half of the cache's sets.
 template <int kTiles>
 constexpr int64_t kStepsAtOnce = 16 / kTiles;
 
@@ -132,8 +133,8 @@ FIQA_FAST_INLINE Register load_word(const char* from) {
   return lane - Register{};
 }
 
-// What is fetched meanwhile: as many rows, which come next, and so many lines for every step of the
-// weights that come after these.
+// What is fetched meanwhile: rows that come next, as many as the largest cut has, and weights, so
+// many lines for every step.
 struct Fetched {
   const char *rows, *weights;
   int64_t lines;
@@ -217,19 +218,20 @@ FIQA_FAST_INLINE void multiply_cuts(const char* rows, int64_t gap, const char* t
   constexpr int kLast = static_cast<int>(sizeof(kCuts) / sizeof(kCuts[0])) - 1;
   constexpr int kRows = kCuts[I], kEnd = kRow + kRows;
   const auto row = [=](int64_t r) { return rows + (r < kSide ? 0 : gap) + r * kLineBytes; };
-  const auto next = [&]<int kCount>() __attribute__((always_inline)) {
+  const auto cut = [&]<int kCount>() __attribute__((always_inline)) {
     constexpr int kFirst = kRow < kSide && kRow + kCount > kSide ? kSide - kRow : kCount;
+    const int64_t left = count - kRow;
     const Fetched fetched{count > kEnd && I < kLast ? row(kEnd) : then, coming.next,
-                          coming.lines_beside(kCount, kTiles)};
+                          coming.share(left < kCount ? left : kCount, kTiles)};
     multiply_rows<Number, kCount, kTiles, kFirst>(row(kRow), gap, fetched, b, step_count, add,
                                                   c + kRow * stride, stride);
     coming.next += fetched.lines * step_count * kLineBytes;
   };
-  // Of the last rows there may be less than half a cut.
+  // Where no more than half a cut is left, no more is computed.
   if (count > kRow + kRows / 2)
-    next.template operator()<kRows>();
+    cut.template operator()<kRows>();
   else
-    next.template operator()<kRows / 2>();
+    cut.template operator()<kRows / 2>();
   if constexpr (I < kLast)
     if (count > kEnd)
       multiply_cuts<Number, kTiles, I + 1, kEnd>(rows, gap, then, count, b, step_count, add, c,
@@ -237,11 +239,10 @@ FIQA_FAST_INLINE void multiply_cuts(const char* rows, int64_t gap, const char* t
 }
 
 // Two tiles of rows and columns at most; c becomes their product or, with kAdd, grows by it.
-// `meanwhile` has steps of that size.
-template <class Number, bool kAdd, int kRowTiles, int kColumnTiles, class Meanwhile>
+template <class Number, bool kAdd, int kRowTiles, int kColumnTiles, class Beside>
 FIQA_FAST_INLINE void multiply_by_vectors(int64_t rows, const Operand& a, const Operand& b,
                                           int64_t step_count, float* c, int64_t stride,
-                                          Meanwhile& meanwhile) {
+                                          Beside& beside) {
   constexpr int kTiles = kColumnTiles == kTilesAtOnce<Number> ? kColumnTiles : 1;
   constexpr int64_t kSteps = kStepsAtOnce<kTiles>;
   constexpr int64_t kCutTiles = cut_tiles<Number, kTiles>();
@@ -255,13 +256,16 @@ FIQA_FAST_INLINE void multiply_by_vectors(int64_t rows, const Operand& a, const 
       Operand columns = moved(b, t);
       columns.data += first * b.step;
       for (int64_t r = 0; r < kRowTiles; r += kCutTiles) {
-        for (turns += count; turns >= kTurns; turns -= kTurns) meanwhile.finish_some();
+        for (turns += count; turns >= kTurns; turns -= kTurns) beside.finish_some();
         const char* tile = a.data + r * a.tile + first * a.step;
-        const char* other = a.data + (left > count ? first + count : 0) * a.step;
+        // The next steps, or these rows again with other columns, or others.
+        const char* other = left > count                ? a.data + (first + count) * a.step
+                            : t + kTiles < kColumnTiles ? a.data
+                                                        : a.data + kRowTiles * a.tile;
         multiply_cuts<Number, kTiles>(tile, gap,
                                       r + kCutTiles < kRowTiles ? tile + kCutTiles * a.tile : other,
                                       rows - r * kSide, columns, count, kAdd || first > 0,
-                                      c + r * kSide * stride + t * kSide, stride, meanwhile.coming);
+                                      c + r * kSide * stride + t * kSide, stride, beside.coming);
       }
     }
 }

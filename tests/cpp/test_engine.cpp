@@ -2,6 +2,7 @@
 // The CPU engine at every level and in every number format: against float64, and that neither other
 // images nor other threads change a bit of a result.
 #include <atomic>
+#include <string>
 #include <thread>
 
 #include "check.h"
@@ -43,7 +44,7 @@ constexpr Case kCases[] = {
     {"heads of 64, a prefix token", {24, 3, 1, 128, 2, 600, true}, 1, false},     // 65
     {"patches in slices, and the MLP", {112, 14, 0, 16, 1, 600, true}, 2, true},  // 64
     {"heads of 128", {12, 3, 1, 128, 1, 48, false}, 1, true},                     // 17
-    {"heads of one", {8, 2, 0, 5, 5, 36, false}, 2, false},                       // 16
+    {"heads of one, many channels", {8, 2, 0, 66, 66, 36, false}, 2, false},      // 16
     {"one token of many pixels", {16, 16, 0, 48, 3, 100, true}, 2, true},
     {"many tokens", {34, 2, 0, 20, 1, 24, false}, 1, true},  // 289
     {"a wide MLP", {9, 3, 3, 24, 2, 1100, true}, 1, false},  // 12
@@ -204,35 +205,65 @@ void test_nan_stays_alone(const Transformer& model, const Images& images, Networ
               "after an image that is not a number");
 }
 
+// A model, some images, and what is wanted of them.
+struct Subject {
+  Transformer model;
+  Images images;
+  std::vector<std::vector<Doubles>> wanted;  // of the first images
+
+  Subject(const EngineShape& shape, int64_t depth, bool qkv_bias, int64_t count,
+          std::mt19937& random)
+      : model(shape, depth, qkv_bias, 1), images(shape, 3, random) {
+    for (int64_t i = 0; i < count; ++i)
+      wanted.push_back(model.streams(&images.floats[i * images.size]));
+  }
+};
+
+// Passes of one image have the tokens' number of rows: they and three images cut rows differently.
+void test_cuts(const Subject& subject, const EngineFormat& format, double tolerance) {
+  const EngineShape& shape = subject.model.shape();
+  const auto network = subject.model.packed(format, 3);
+  test_against_float64(subject.model, subject.wanted, subject.images, *network, tolerance);
+  const Floats all = stream(*network, subject.images, {0, 3}, 1);
+  for (int64_t i = 0; i < 3; ++i)
+    expect_same(shape, stream(*network, subject.images, {i, 1}, 1), {i, 1}, all, "one of three");
+}
+
 }  // namespace
 
 int main() {
-  std::vector<Transformer> models;
-  std::vector<std::vector<std::vector<Doubles>>> wanted;
-  std::vector<Images> images;
+  std::vector<Subject> cases, cuts;
   std::mt19937 random(0);
-  for (const Case& one : kCases) {
-    models.emplace_back(one.shape, one.depth, one.qkv_bias, 1);
-    images.emplace_back(one.shape, 3, random);
-    wanted.emplace_back();
-    for (int64_t i = 0; i < 3; ++i)
-      wanted.back().push_back(models.back().streams(&images.back().floats[i * images.back().size]));
-  }
+  for (const Case& one : kCases) cases.emplace_back(one.shape, one.depth, one.qkv_bias, 3, random);
+  // Every way to cut the last of two tiles of rows, in products and in attention, whose columns are
+  // two tiles and one.
+  for (int64_t tokens = 1; tokens <= 33; ++tokens)
+    cuts.emplace_back(EngineShape{4, 4, tokens - 1, 40, 1, 40, tokens % 2 == 0}, 1, true, 1,
+                      random);
   return run_levels("engine", Isa::kAmx, [&](Isa level) {
     const EngineKernels& kernels = engine_kernels(level);
-    for (size_t i = 0; i < models.size(); ++i)
-      for (const Format& format : kFormats) {
-        const EngineFormat& one = kernels.*format.kernels;
-        if (&one != &kernels.float32 && one.work == kernels.float32.work) continue;
+    for (const Format& format : kFormats) {
+      const EngineFormat& one = kernels.*format.kernels;
+      if (&one != &kernels.float32 && one.work == kernels.float32.work) continue;
+      const auto told = [&](const char* name, auto test) {
         const int before = failures;
-        const auto network = models[i].packed(one, 3);
-        test_against_float64(models[i], wanted[i], images[i], *network, format.tolerance);
-        test_floats_in_between(models[i], *network, format.tolerance, random);
-        test_groups_and_threads(models[i], one, random);
-        test_nan_stays_alone(models[i], images[i], *network);
+        test();
         if (failures > before)
           printf("... at %s in %s: %s\n", kIsaNames[static_cast<int32_t>(level)], format.name,
-                 kCases[i].name);
-      }
+                 name);
+      };
+      for (size_t i = 0; i < cases.size(); ++i)
+        told(kCases[i].name, [&] {
+          const auto& [model, images, wanted] = cases[i];
+          const auto network = model.packed(one, 3);
+          test_against_float64(model, wanted, images, *network, format.tolerance);
+          test_floats_in_between(model, *network, format.tolerance, random);
+          test_groups_and_threads(model, one, random);
+          test_nan_stays_alone(model, images, *network);
+        });
+      for (const Subject& subject : cuts)
+        told((std::to_string(subject.model.shape().tokens()) + " tokens").c_str(),
+             [&] { test_cuts(subject, one, format.tolerance); });
+    }
   });
 }
