@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-__all__ = ["order", "race"]
+__all__ = ["calls_lasting", "order", "race"]
 
 T = TypeVar("T")
 
@@ -21,6 +22,21 @@ def order(names: Sequence[str], number: int) -> list[str]:
     first = number // 2 % len(names)
     turned = [*names[first:], *names[:first]]
     return turned[::-1] if number % 2 else turned
+
+
+def calls_lasting(
+    seconds: float,
+    functions: Mapping[str, Callable[[T], Any]],
+    batch: T,
+    clock: Callable[[], float] = time.perf_counter,
+) -> int:
+    """How many calls the fastest of the functions needs to last so long; each is called once."""
+    took = []
+    for function in functions.values():
+        start = clock()
+        function(batch)
+        took.append(clock() - start)
+    return max(1, math.ceil(seconds / max(min(took), 1e-6))) if took else 1
 
 
 def race(

@@ -22,7 +22,7 @@ from .peers import compiled
 from .peers.everyone import entries_of
 from .peers.exports import Exports
 from .pixels import pixels_of
-from .race import race
+from .race import calls_lasting, race
 from .result import BatchResult, Contender, Missing, Report, result_of
 from .subject import Subject
 
@@ -33,6 +33,8 @@ ALSO = ("decode", "memory", "startup")
 _COMPARED = 64
 # Inputs take turns, so that no turn finds its own in the cache.
 _DISTINCT_TURNS = 4
+# A turn lasts so long even for the fastest: its first calls find idle threads and cold caches.
+_TURN_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Plan:
     """What to measure.
 
     Attributes:
-        batch_sizes: images per call. A turn is as many images as the largest has.
+        batch_sizes: images per call. A turn is as many images as the largest has, or more where
+            somebody is done with those in no time.
         repeat: rounds of a race.
         seconds: of a race after which no round begins but the first two.
         peers: whether other engines take part, or the eager published computation alone.
@@ -59,7 +62,7 @@ class Plan:
 
     @property
     def turn(self) -> int:
-        """Images of a turn."""
+        """Images of a turn, at least."""
         return max(self.batch_sizes)
 
     @property
@@ -158,11 +161,12 @@ class _Races:
         for bound in bounds:
             bound.function(None)  # warms up, as comparing did for the others
             functions[bound.key] = bound.function
+        calls = self.plan.turn // batch_size
         times = race(
             functions,
             batches,
             repeat=self.plan.repeat,
-            calls=self.plan.turn // batch_size,
+            calls=max(calls, calls_lasting(_TURN_SECONDS, functions, batches[0])),
             seconds=self.plan.seconds,
             told=lambda number: self.tell(
                 f"batch size {batch_size}: round {number} of {self.plan.repeat}"
