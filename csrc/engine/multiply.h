@@ -38,6 +38,8 @@ constexpr int64_t kBandRows = kByTiles<Number> ? INT64_MAX : 64;
 template <class Number, bool kAdd, class Beside>
 FIQA_FAST_INLINE void multiply(int64_t rows, bool two_columns, const Operand& a, const Operand& b,
                                int64_t step_count, float* c, int64_t stride, Beside& beside) {
+  // Always inlined, as the cuts of rows are: elsewhere `beside` would be kept in memory, and all of
+  // it be 0.94 to 0.96 times as fast.
   const auto product = [&]<int kRowTiles, int kColumnTiles>() __attribute__((always_inline)) {
 #if defined(__AMX_BF16__)
     if constexpr (kByTiles<Number>)

@@ -158,15 +158,16 @@ class _Races:
         functions: dict[str, Callable[[Tensor], object]] = {
             each.entry.key: each.ready.run for each in contenders
         }
+        calls = self.plan.turn // batch_size
+        calls = max(calls, calls_lasting(_TURN_SECONDS, functions, batches[0]))
         for bound in bounds:
             bound.function(None)  # warms up, as comparing did for the others
             functions[bound.key] = bound.function
-        calls = self.plan.turn // batch_size
         times = race(
             functions,
             batches,
             repeat=self.plan.repeat,
-            calls=max(calls, calls_lasting(_TURN_SECONDS, functions, batches[0])),
+            calls=calls,
             seconds=self.plan.seconds,
             told=lambda number: self.tell(
                 f"batch size {batch_size}: round {number} of {self.plan.repeat}"
