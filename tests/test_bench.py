@@ -370,6 +370,21 @@ def test_a_measurement_is_complete_and_json() -> None:
     assert "images/s" in report.text(found)
 
 
+def test_turns_are_as_long_as_the_fastest_engine_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def five(seconds: float, functions: dict[str, Any], batch: Tensor) -> int:
+        asked.append(list(functions))
+        return 5
+
+    monkeypatch.setattr("fiqa_fast.bench.run.calls_lasting", five)
+    of = subject()
+    found = measure(of, of.scorers(["float32"]), plan(batch_sizes=(1, 8)), some_images())
+    assert [batch.images for batch in found.batches] == [8, 40]
+    # Not the products alone, which are a part of the work.
+    assert asked == [["fiqa_fast, float32", "eager published, float32"]] * 2
+
+
 def test_only_some_are_raced() -> None:
     of = subject()
     found = measure(of, of.scorers(["float32"]), plan(only=["fiqa_fast"]), some_images())
